@@ -79,7 +79,10 @@ parallel: {kind: [auto]}
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("train: {steps: 1}", "1: data: is missing, and a run file needs it: what to read and how to cut it"),
+        (
+            "train: {steps: 1}",
+            "1: data: is missing, and a run file needs it: documents to read, and how they become samples",
+        ),
         (
             "train: {steps: 1}\ndata: {shuffle: true}",
             "2: data.sources: is missing, and section 'data' needs it: what to train on, one entry per source",

@@ -249,7 +249,7 @@ def test_overrides_that_lead_nowhere_are_all_reported(problems: Callable[..., tu
         "command line: 'train.clip_norm' is no override; write key.path=value, for instance train.steps=100",
         "command line: data.sources.path: data.sources is a list; say which element: data.sources[0].path",
         "command line: data.sources[4]: data.sources has 1 elements, counted from 0",
-        "command line: extends: belongs in a file; on the command line name several files, the later ones win",
+        "command line: extends: belongs in a file; on the command line name several files, of which later ones win",
         "command line: optimizer.lr: optimizer is '${model}'; set it as a whole",
         "command line: runs_dir: '[' is no YAML value (expected the node content, but found '<stream "
         "end>'); quote what YAML "

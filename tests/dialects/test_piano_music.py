@@ -169,7 +169,7 @@ def test_the_best_checkpoint_is_that_of_the_whole_split(music: Make) -> None:
 
 def test_best_by_must_be_a_label_of_the_run(music: Make) -> None:
     found = refused(music, {"quintet.evaluate.best_by": "nobody"})
-    assert "quintet.evaluate.best_by: nothing held out of " in found
+    assert "quintet.evaluate.best_by: no held-out source in " in found
     assert "has this label; there are full_val, bach, chopin, mozart" in found
 
 

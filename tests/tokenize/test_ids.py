@@ -147,7 +147,7 @@ def test_what_needs_a_text_or_an_end_is_refused_before_anything_is_read(
         ({"data": {"sources": [{"kind": "text", "path": "x"}]}}, "data.sources[0]: holds text"),
         ({"data": {"sources": [{"kind": "jsonl", "path": "x"}]}}, "data.sources[0]: holds text"),
         ({"data": {"sources": [{"kind": "npy", "path": "ids", "document": "end_id"}]}}, "tokenizer.end_id: must be"),
-        ({"data": {"packing": {"kind": "chunks", "add_bos_eos": True}}}, "tokenizer.end_id: must be given: data.pack"),
+        ({"data": {"packing": {"kind": "chunks", "add_bos_eos": True}}}, "tokenizer.end_id: must be set: data.pack"),
         ({"tokenizer": {"kind": "ids", "vocab_size": 5, "end_id": 5}}, "end_id: 5 is not one of the 5 ids"),
     ]
     for sections, problem in cases:

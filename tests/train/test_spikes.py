@@ -211,12 +211,12 @@ def test_a_spike_is_what_stands_out_of_the_median_deviation() -> None:
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"checkpoint": {"every": None}}, "none is asked for; give checkpoint.every"),
-        ({"checkpoint": {"every": 30}}, "which train.steps = 24 do not reach; lower checkpoint.every"),
-        ({"on_spike": {}}, "after the first checkpoint and 100 losses, which train.steps = 24 do not reach"),
-        ({"data": {"fixed_batch": True}}, "with data.fixed_batch every step has the same"),
-        ({"trainer": {"kind": "transformers"}}, "is not done by trainer.kind: transformers"),
-        ({"parallel": {"kind": "deepspeed"}}, "is not done with parallel.kind: deepspeed"),
+        ({"checkpoint": {"every": None}}, "none is written; set checkpoint.every"),
+        ({"checkpoint": {"every": 30}}, "which train.steps = 24 does not reach; lower checkpoint.every"),
+        ({"on_spike": {}}, "needs a checkpoint and 100 losses before it can judge a step, which train.steps = 24 does not reach"),
+        ({"data": {"fixed_batch": True}}, "with data.fixed_batch all steps have the same"),
+        ({"trainer": {"kind": "transformers"}}, "is not supported by trainer.kind: transformers"),
+        ({"parallel": {"kind": "deepspeed"}}, "is not supported by parallel.kind: deepspeed"),
     ],
 )
 def test_what_cannot_be_undone_is_refused(tmp_path: Path, sections: dict[str, Any], said: str) -> None:

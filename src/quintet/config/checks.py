@@ -1,7 +1,7 @@
-"""Checks of keys of a run file that depend on each other.
+"""Checks of contradictions between sections of a run file.
 
-A section's own `errors` say which of its keys contradict each other; each check here looks at several sections. All of
-them run, so that a user learns every contradiction of a file at once.
+Contradictions within a section are found by its `errors`. All checks run, so that all contradictions of a file are
+reported together.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from quintet.config.trainer import TrainerConfig, trainer_errors
 
 
 def errors_of(sections: Mapping[str, Any]) -> ConfigErrors:
-    """Yield each contradiction in and between ``sections`` of a run file, by their names, at its key.
+    """Yield an error for each contradiction in and between ``sections`` of a run file, which are given by name.
 
-    A check that needs a section which is not among them is left out.
+    A check that needs another section is skipped.
     """
     for name, section in sections.items():
         yield from _inner_errors(name, section)
     for check in CHECKS:
         names = inspect.signature(check).parameters
         if names.keys() <= {*sections, "sections"}:
-            given = {name: sections if name == "sections" else sections[name] for name in names}
+            arguments = {name: sections if name == "sections" else sections[name] for name in names}
             try:
-                yield from check(**given)
-            except PydanticCustomError:  # a batch that does not add up, which `_batch_adds_up` tells
+                yield from check(**arguments)
+            except PydanticCustomError:  # a contradictory batch, which `_batch_adds_up` reports
                 continue
 
 
 def _inner_errors(path: str, value: Any) -> ConfigErrors:
-    """Yield the errors of all sections in ``value``, which stands at ``path``."""
+    """Yield the errors of all sections in ``value``, the value at ``path``."""
     if isinstance(value, ConfigSection):
         for error in value.errors():
             context = error.context or {}
@@ -72,7 +72,7 @@ def _embedding_has_all_ids(tokenizer: TokenizerConfig, model: ModelConfig) -> Co
         yield config_error(
             "model.vocab_size",
             f"{model.vocab_size} rows are fewer than the {tokenizer.vocab_size} ids of tokenizer.kind: bpe; "
-            "raise it, or leave it out to take the tokenizer's",
+            "raise it, or remove it to take the tokenizer's",
         )
 
 
@@ -91,21 +91,21 @@ def _plateau_is_measured(schedule: ScheduleConfig, evaluate: EvaluateConfig, dat
     if schedule.kind != "plateau":
         return
     if evaluate.every is None:
-        yield config_error("evaluate.every", "must be given: schedule.kind: plateau follows the validation loss")
+        yield config_error("evaluate.every", "must be set: schedule.kind: plateau follows the validation loss")
     if not data.holds_out:
         yield config_error("data.validation", "holds nothing out, and schedule.kind: plateau follows its loss")
 
 
 def _mask_has_an_id(loss: LossConfig, model: ModelConfig) -> ConfigErrors:
     if isinstance(loss, MaskedLossConfig) and loss.mask_id is None and model.kind == "huggingface":
-        yield config_error("loss.mask_id", "must be given: model.kind: huggingface has no row for the mask")
+        yield config_error("loss.mask_id", "must be set: model.kind: huggingface has no row for the mask")
 
 
 def _padding_is_unseen(model: ModelConfig, data: DataConfig) -> ConfigErrors:
     if _is_bidirectional(model) and not model.tells_documents and data.packing.kind != "stream":
         yield config_error(
             "model.attention.mask",
-            f"full sees the padding after short samples, which data.packing.kind: {data.packing.kind} makes; "
+            f"full attends to the padding of short samples, which data.packing.kind: {data.packing.kind} makes; "
             "set it to document",
         )
 
@@ -113,22 +113,22 @@ def _padding_is_unseen(model: ModelConfig, data: DataConfig) -> ConfigErrors:
 def _validation_has_data(evaluate: EvaluateConfig, data: DataConfig) -> ConfigErrors:
     if evaluate.only and not data.holds_out:
         yield config_error(
-            "evaluate.only", "needs held-out data, and data.validation is 0; give it or validation_sources"
+            "evaluate.only", "needs held-out data, and data.validation is 0; set it, or data.validation_sources"
         )
     held_out = data.validation_sources or (data.sources if data.validation else ())
     known = list(dict.fromkeys(source.label for source in held_out if source.label))
     if evaluate.best_by is not None and evaluate.best_by not in known:
         there = ", ".join(known) or "none"
         where = "data.validation_sources" if data.validation_sources else "data.sources and data.validation"
-        yield config_error("evaluate.best_by", f"nothing held out of {where} has this label; there are {there}")
+        yield config_error("evaluate.best_by", f"no held-out source in {where} has this label; there are {there}")
 
 
 def _compiled_once(train: TrainConfig, dropout_schedule: DropoutScheduleConfig, model: ModelConfig) -> ConfigErrors:
     if train.compile is True and dropout_changes(dropout_schedule) and model.kind == "huggingface":
         yield config_error(
             "train.compile",
-            "with model.kind: huggingface a rate that changes, of dropout_schedule.kind: "
-            f"{dropout_schedule.kind}, would compile the model at every step; set compile: false",
+            f"with model.kind: huggingface, dropout_schedule.kind: {dropout_schedule.kind} changes the rate and would "
+            "compile the model at each step; set train.compile: false",
         )
 
 
@@ -139,21 +139,24 @@ def _spikes_can_be_undone(
     if spike is None:
         return
     if every is None and checkpoint.every_epochs is None:
-        yield config_error("train.on_spike", "goes back to a checkpoint, and none is asked for; give checkpoint.every")
+        yield config_error("train.on_spike", "goes back to a checkpoint, and none is written; set checkpoint.every")
     elif train.steps is not None and checkpoint.every_epochs is None and every is not None:
         first = max(spike.window, steps_of(every, train.steps))
         if first >= train.steps:
             yield config_error(
                 "train.on_spike",
-                f"judges steps after the first checkpoint and {spike.window} losses, which train.steps = {train.steps} "
-                f"do not reach; lower {'train.on_spike.window' if spike.window == first else 'checkpoint.every'}",
+                f"needs a checkpoint and {spike.window} losses before it can judge a step, which train.steps = "
+                f"{train.steps} does not reach; lower "
+                f"{'train.on_spike.window' if spike.window == first else 'checkpoint.every'}",
             )
     if data.fixed_batch:
-        yield config_error("train.on_spike", "leaves a batch out, and with data.fixed_batch every step has the same")
+        yield config_error(
+            "train.on_spike", "skips a batch, and with data.fixed_batch all steps have the same; remove one of the two"
+        )
     if trainer.kind != "quintet":
-        yield config_error("train.on_spike", f"is not done by trainer.kind: {trainer.kind}; leave that out")
+        yield config_error("train.on_spike", f"is not supported by trainer.kind: {trainer.kind}; remove one of the two")
     if parallel.kind == "deepspeed":
-        yield config_error("train.on_spike", "is not done with parallel.kind: deepspeed; take fsdp")
+        yield config_error("train.on_spike", "is not supported by parallel.kind: deepspeed; set fsdp")
 
 
 def _batch_adds_up(train: TrainConfig, data: DataConfig) -> ConfigErrors:
@@ -164,7 +167,7 @@ def _batch_adds_up(train: TrainConfig, data: DataConfig) -> ConfigErrors:
 
 
 def _ids_are_enough(tokenizer: TokenizerConfig, data: DataConfig) -> ConfigErrors:
-    """Where the tokenizer has no text, no source has any, and what needs an end id has one."""
+    """With tokenizer.kind: ids all sources hold ids, and there is an end id if a key needs one."""
     if not isinstance(tokenizer, IdTokenizerConfig):
         return
     for name, sources in (("sources", data.sources), ("validation_sources", data.validation_sources)):
@@ -172,33 +175,33 @@ def _ids_are_enough(tokenizer: TokenizerConfig, data: DataConfig) -> ConfigError
             if source.content != "ids":
                 yield config_error(
                     f"data.{name}[{index}]",
-                    "holds text, and tokenizer.kind: ids knows none; name another tokenizer, or ids: npy, bin, "
-                    "tatm, megatron, store, or rows with document.kind: tokens",
+                    "holds text, which tokenizer.kind: ids cannot encode; set another tokenizer, or a source of ids: "
+                    "npy, bin, tatm, megatron, store, or rows with document.kind: tokens",
                 )
             if tokenizer.end_id is None and getattr(source, "document", None) == "end_id":
-                yield config_error("tokenizer.end_id", f"must be given: data.{name}[{index}].document is end_id")
+                yield config_error("tokenizer.end_id", f"must be set: data.{name}[{index}].document is end_id")
     if tokenizer.end_id is None and getattr(data.packing, "add_bos_eos", False):
-        yield config_error("tokenizer.end_id", "must be given: data.packing.add_bos_eos puts it around samples")
+        yield config_error("tokenizer.end_id", "must be set: data.packing.add_bos_eos puts it around samples")
 
 
 def _text_is_modeled(
     evaluate: EvaluateConfig, model: ModelConfig, loss: LossConfig, tokenizer: TokenizerConfig, data: DataConfig
 ) -> ConfigErrors:
-    """The model and its data have what `evaluate.text_modeling` and `text_generation` measure."""
-    asked = {"text_modeling": evaluate.text_modeling, "text_generation": evaluate.text_generation}
+    """The model and its data are of a kind that `evaluate.text_modeling` and `text_generation` can measure."""
+    measurements = {"text_modeling": evaluate.text_modeling, "text_generation": evaluate.text_generation}
     reasons = {
         "learns to fill in hidden tokens, with loss.kind: masked": loss.kind == "masked",
-        "sees what it is to predict, with model.attention.kind: bidirectional": _is_bidirectional(model),
-        "learns from ids that stand for no text, with tokenizer.kind: ids": isinstance(tokenizer, IdTokenizerConfig),
+        "attends to the tokens that it predicts, with model.attention.kind: bidirectional": _is_bidirectional(model),
+        "learns from ids without text, with tokenizer.kind: ids": isinstance(tokenizer, IdTokenizerConfig),
         "learns from music, with data.packing.kind: " + data.packing.kind: isinstance(data.packing, MusicPackingConfig),
     }
     reason = " and ".join(reason for reason, holds in reasons.items() if holds)
-    for name in (name for name, section in asked.items() if reason and section is not None):
+    for name in (name for name, section in measurements.items() if reason and section is not None):
         yield config_error(f"evaluate.{name}", f"must be null: the model {reason}")
     if evaluate.text_modeling is None:
         return
     if evaluate.text_modeling.path is None and not data.holds_out and not any(reasons.values()):
-        yield config_error("evaluate.text_modeling", "needs held-out text: give its path, or data.validation")
+        yield config_error("evaluate.text_modeling", "needs held-out text; set its path, or data.validation")
 
 
 def _is_bidirectional(model: ModelConfig) -> bool:
@@ -226,4 +229,4 @@ CHECKS: tuple[Callable[..., ConfigErrors], ...] = (
     deepspeed.optimizer_errors,
     deepspeed.schedule_errors,
 )
-"""Each yields the contradictions between the sections that its parameters name; ``sections`` are all of them."""
+"""The checks. The names of a check's parameters are the sections that it reads; ``sections`` stands for all of them."""

@@ -1,4 +1,4 @@
-"""Pydantic's refusals in a person's words: file, line, key, what is wrong with the value found, what to do."""
+"""Pydantic's validation errors as problems for a user: file, line, key, what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BOUNDS = {
 
 @dataclass(frozen=True)
 class _Spot:
-    """The part of the schema at a path: the section there or around, the key that holds it, and the key itself."""
+    """The schema at a ``path``: the innermost section, the key that holds this section, and the key at the path."""
 
     path: KeyPath
     section: Section
@@ -42,32 +42,32 @@ class _Spot:
 def problems_of(
     error: ValidationError, values: dict[str, Any], provenance: Provenance, schema: type[ConfigSection] = RunConfig
 ) -> list[Problem]:
-    """Every problem that ``error`` reports about ``values`` of a file of ``schema``, at the line of its key or of the
-    section around it."""
+    """Return the problems that ``error`` reports about ``values`` of a file of ``schema``, each at the line of its key
+    or of the section around the key."""
     top = section_of(schema)
-    found: dict[KeyPath, str] = {}
+    messages: dict[KeyPath, str] = {}
     missing: dict[KeyPath, str] = {}
-    across: list[tuple[KeyPath, str]] = []
+    contradictions: list[tuple[KeyPath, str]] = []
     meant: dict[KeyPath, KeyPath] = {}
-    of_others: set[KeyPath] = set()  # options of other kinds of their section
+    other_kinds: set[KeyPath] = set()  # keys of other kinds of their section
     details = list(_details(error, values, top))
-    lost = [_spot(detail["loc"], top).path for detail in details if detail["type"] == "missing"]
+    missing_paths = [_spot(detail["loc"], top).path for detail in details if detail["type"] == "missing"]
     for detail in details:
         context = detail.get("ctx", {})
         spot = _spot(detail["loc"], top)
         path, value = spot.path, lookup(values, spot.path)
-        if value is ABSENT and path and isinstance(path[-1], int):  # a value by itself, which is read as a list
+        if value is ABSENT and path and isinstance(path[-1], int):  # a single value, which is read as a list
             path = path[:-1]
             value = lookup(values, path)
         if detail["type"] == "cross_field":
-            across.append((path + (parse(context["key"]) or ()), detail["msg"]))
+            contradictions.append((path + (parse(context["key"]) or ()), detail["msg"]))
         elif spot.key is None and path:
             nearest = nearest_name(str(path[-1]), (key.name for key in spot.section.keys))
-            needed = [str(one[-1]) for one in lost if one[:-1] == path[:-1]]
+            needed = [str(lost[-1]) for lost in missing_paths if lost[:-1] == path[:-1]]
             nearest = nearest and _as_near(str(path[-1]), nearest, needed)
-            found[path] = _unknown_key(spot, nearest, top)
+            messages[path] = _unknown_key(spot, nearest, top)
             if _kinds_with(spot):
-                of_others.add(path)
+                other_kinds.add(path)
             elif nearest:
                 meant[path] = (*path[:-1], nearest)
         elif detail["type"] == "missing":
@@ -75,22 +75,22 @@ def problems_of(
         elif detail["type"] in _KIND_ERRORS:
             kind = value.get("kind", ABSENT) if is_mapping(value) else ABSENT
             message = _wrong_kind(kind, list(spot.key.kinds) if spot.key else [])
-            (missing if kind is ABSENT else found)[(*path, "kind")] = message
+            (missing if kind is ABSENT else messages)[(*path, "kind")] = message
         elif detail["type"] == "too_short" and is_list(value) and len(value) >= context["min_length"]:
-            continue  # pydantic counts the elements that are right; those that are not are reported by themselves
+            continue  # pydantic counts the valid elements; the others are reported by themselves
         else:
-            found.setdefault(path, _message(detail, spot, value))
-    found |= {path: message for path, message in missing.items() if path not in meant.values()}
-    told = [*found.items(), *across]
+            messages.setdefault(path, _message(detail, spot, value))
+    messages |= {path: message for path, message in missing.items() if path not in meant.values()}
     return [
         Problem(origin_of(path, provenance), show(path), message, show(meant[path]) if path in meant else "")
-        for path, message in told
-        if path not in of_others or (*path[:-1], "kind") not in meant.values()  # else it is the misspelt kind's
+        for path, message in [*messages.items(), *contradictions]
+        if path not in other_kinds
+        or (*path[:-1], "kind") not in meant.values()  # otherwise they belong to the misspelt kind
     ]
 
 
 def _details(error: ValidationError, values: dict[str, Any], top: Section) -> Iterator[ErrorDetails]:
-    """What ``error`` found, and of a section of an unknown kind also what is wrong with it whatever the kind."""
+    """Yield the details of ``error``, and for a section of an unknown kind those that hold for all kinds."""
     for detail in error.errors(include_url=False):
         yield detail
         spot = _spot(detail["loc"], top)
@@ -105,33 +105,33 @@ def _details(error: ValidationError, values: dict[str, Any], top: Section) -> It
 
 
 def _wrong_as(kind: str, values: Mapping[str, Any], key: KeyInfo) -> dict[str, ErrorDetails]:
-    """The first thing that is wrong with each key of ``values``, read as a section of ``kind`` that ``key`` holds."""
+    """Return the first error of each key of ``values``, validated as the section of ``kind`` that ``key`` can hold."""
     model = key.kinds[kind].model
     try:
         model.model_validate({**values, "kind": kind})
     except ValidationError as error:
-        found = [one for one in error.errors(include_url=False) if one["loc"] and one["loc"][0] in values]
-        return {str(one["loc"][0]): one for one in reversed(found) if one["type"] != "missing"}
+        details = [detail for detail in error.errors(include_url=False) if detail["loc"] and detail["loc"][0] in values]
+        return {str(detail["loc"][0]): detail for detail in reversed(details) if detail["type"] != "missing"}
     return {}
 
 
 def _as_near(name: str, nearest: str, needed: Iterable[str]) -> str:
-    """``nearest``, which is like ``name``, or the one of those that are ``needed`` which is as much like it."""
+    """Return the name most like ``name``: one of the missing names ``needed`` if it is as similar as ``nearest``."""
 
-    def likeness(one: str) -> float:
-        return difflib.SequenceMatcher(None, one, name).ratio()
+    def similarity(other: str) -> float:
+        return difflib.SequenceMatcher(None, other, name).ratio()
 
-    return max(needed, key=likeness) if any(likeness(one) >= likeness(nearest) for one in needed) else nearest
+    return max([*needed, nearest], key=similarity)
 
 
 def _kinds_with(spot: _Spot) -> list[str]:
-    """The other kinds of the section at ``spot`` that have its key."""
+    """Return the other kinds of the section at ``spot`` that have its key."""
     name = str(spot.path[-1])
     return [other.kind for other in spot.holder.kinds.values() if other.key(name)] if spot.holder else []
 
 
 def _spot(location: tuple[int | str, ...], top: Section) -> _Spot:
-    """Where pydantic's location is in the file: without the kinds and branches of unions that it also names."""
+    """Return the spot of pydantic's ``location``, which also names kinds and branches of unions."""
     spot = _Spot((), top)
     for step in location:
         key = spot.key
@@ -150,7 +150,7 @@ def _spot(location: tuple[int | str, ...], top: Section) -> _Spot:
 
 
 def _unknown_key(spot: _Spot, nearest: str | None, top: Section) -> str:
-    """The message on a key that its section does not have; ``nearest`` is the section's key that may be meant."""
+    """Return the message on an unknown key; ``nearest`` is the key of its section that may be meant."""
     name, kind = str(spot.path[-1]), spot.section.kind
     if others := _kinds_with(spot):
         return f"{name!r} is not an option of kind {kind!r} (it is one of {', '.join(others)})"
@@ -166,7 +166,7 @@ def _unknown_key(spot: _Spot, nearest: str | None, top: Section) -> str:
 
 
 def elsewhere(name: str, misspelt: bool, top: Section) -> str:
-    """Where in the file there is a key ``name``, or, when ``misspelt``, one much like it; "" when nowhere."""
+    """Return where a file has a key ``name``, or, if it is ``misspelt``, one like it; "" if nowhere."""
     paths: dict[str, list[str]] = {}
     for key in walk(top):
         if key.path not in paths.setdefault(key.name, []):
@@ -188,12 +188,12 @@ def _missing(spot: _Spot) -> str:
 
 
 def not_a_section(value: object) -> str:
-    """The message on a ``value`` where a section belongs."""
+    """Return the message on a ``value`` in place of a section."""
     return f"must be a section of keys and values, found {shown(value)}"
 
 
 def _message(detail: ErrorDetails, spot: _Spot, value: Any) -> str:
-    """The message on a wrong value of a key that exists."""
+    """Return the message on a wrong value of a known key."""
     key = spot.key
     assert key is not None, spot.path
     if detail["type"] in _SECTION_ERRORS:
@@ -221,7 +221,9 @@ def _wrong_kind(value: Any, kinds: list[str]) -> str:
 def _wrong_value(detail: ErrorDetails, key: KeyInfo, path: KeyPath, value: Any) -> str:
     kind, context, found = detail["type"], detail.get("ctx", {}), f"found {shown(value)}"
     words = key.element_type if isinstance(path[-1], int) else key.type
-    unit = f" {key.unit}" if words.startswith("whole number") and key.unit.endswith("s") else ""  # what is counted
+    unit = (
+        f" {key.unit}" if words.startswith("whole number") and key.unit.endswith("s") else ""
+    )  # the plural of what is counted
     if kind in _BOUNDS:
         word, limit = _BOUNDS[kind]
         return f"must be {word} {context[limit]:g}{unit}, {found}"

@@ -1,4 +1,4 @@
-"""Keys looked up by what one would type: ``optimizer.lr``, ``data.sources.text.path``, ``schedule.wsd``, ``lr``."""
+"""A search for keys by what users type: ``optimizer.lr``, ``data.sources.text.path``, ``schedule.wsd``, ``lr``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from quintet.errors import UserError
 
 @dataclass(frozen=True)
 class Found:
-    """A key, or one kind of the section that a key holds; ``kinds`` are those of the section around for which it is so,
-    empty where there is no choice."""
+    """A key, or the ``section`` of one kind that it can hold. ``kinds`` are the kinds of the section around the key
+    that have it; empty if that section has no kinds."""
 
     key: KeyInfo
     section: Section | None = None
@@ -23,17 +23,17 @@ class Found:
 
 
 def find(query: str, top: Section | None = None) -> list[Found]:
-    """The keys that ``query`` names: from the ``top`` of a file (a native run file's when None), or, when that
-    finds nothing, from any section.
+    """Return the keys that ``query`` names from the ``top`` of a file (of a native run file if None), or, if there are
+    none, from any section.
 
-    Kinds and indices may be left out; keys that are the same in several kinds are found once. Raises UserError with the
-    nearest names when there is nothing.
+    Kinds and indices may be omitted; a key that is the same in several kinds is returned once. Raises UserError with
+    the nearest names if no key fits.
     """
     wanted = [step for step in re.split(r"[.\[\]]+", query.strip()) if step and not step.isdecimal()]
     addresses = list(_addresses(top)) if top else _native_addresses()
-    found = [one for steps, one in addresses if _fits(steps, wanted)]
+    found = [match for steps, match in addresses if _fits(steps, wanted)]
     if not found:
-        found = [one for steps, one in addresses if any(_fits(steps[at:], wanted) for at in range(1, len(steps)))]
+        found = [match for steps, match in addresses if any(_fits(steps[at:], wanted) for at in range(1, len(steps)))]
     if not found or not wanted:
         raise UserError(_not_found(query, wanted, top or run_file()))
     return _joined(found)
@@ -45,7 +45,7 @@ def _native_addresses() -> list[tuple[list[tuple[str, bool]], Found]]:
 
 
 def _addresses(top: Section) -> Iterator[tuple[list[tuple[str, bool]], Found]]:
-    """Everything that can be found with the steps to it; a step that is True may be left out."""
+    """Yield everything that can be found, with the steps to it, each with True if it may be omitted."""
 
     def visit(section: Section, steps: list[tuple[str, bool]]) -> Iterator[tuple[list[tuple[str, bool]], Found]]:
         for key in section.keys:
@@ -71,17 +71,17 @@ def _fits(steps: list[tuple[str, bool]], wanted: list[str]) -> bool:
 
 
 def _joined(found: list[Found]) -> list[Found]:
-    """Keys that differ in nothing but the kind of the section around them become one."""
+    """Join keys that differ only in the kind of the section around them."""
     groups: dict[str, list[Found]] = {}
-    for one in found:
-        key = one.key
+    for match in found:
+        key = match.key
         same = (key.path, key.type, key.unit, key.required, key.default, key.constraints, key.description)
-        groups.setdefault(f"{same} {one.section and one.section.kind} {key.within[:-1]}", []).append(one)
+        groups.setdefault(f"{same} {match.section and match.section.kind} {key.within[:-1]}", []).append(match)
     return [Found(group[0].key, group[0].section, _kinds(group)) for group in groups.values()]
 
 
 def _kinds(group: list[Found]) -> tuple[str, ...]:
-    return tuple(one.key.within[-1][1] for one in group if one.key.within)
+    return tuple(match.key.within[-1][1] for match in group if match.key.within)
 
 
 def _not_found(query: str, wanted: list[str], top: Section) -> str:

@@ -1,4 +1,4 @@
-"""``${…}`` in a run file replaced by what it stands for."""
+"""Resolution of the interpolations ``${…}`` of a run file, by OmegaConf."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from quintet.config.read import YamlDocument
 from quintet.errors import UserError, one_line
 
 _REFERENCE = re.compile(r"\$\{\s*(?:oc\.select:\s*)?(\.*)\[?([^\s.:,\[\]{}$]+)\]?\s*(?=[.},\[])")
-"""The points and the first name of a reference to a key: ``${name}``, ``${..name.inner}``, ``${oc.select:name,0}``."""
+"""A reference to a key, with groups for its points and its first name: ``${name}``, ``${..name.inner}``,
+``${oc.select:name,0}``."""
 _REFERENCE_TO = re.compile(r"\$\{\s*(?:oc\.select:\s*)?(\.*)([^\s:,{}$]+)\s*(?=[},])")
-"""The points and all names of one."""
+"""A reference to a key, with groups for its points and all of its names."""
 _RAISED = re.compile(r"^(?:Value|Overflow)Error raised while resolving interpolation: ")
 _COPIES_OF = re.compile(r"\$\{\s*for:.*?,\s*(\d{1,9}|\$\{[^{}]*\})\s*,", re.DOTALL)
 _MOST_COPIES, _MOST_GROWTH = 10_000, 10_000_000
-_OF_A_VALUE, _OF_A_NAME = 100, 1000  # in characters: about what OmegaConf takes for a value, and to look up a name
-_MOST_DIGITS = 100  # so that what is made of some numbers is still a float
+_OF_A_VALUE, _OF_A_NAME = 100, 1000  # characters that cost as much as a value, and as looking up a name, in OmegaConf
+_MOST_DIGITS = 100  # so that arithmetic with several numbers stays within floats
 _TOO_LARGE = 10**_MOST_DIGITS
-_LONGEST_CHAIN = 50  # of values of which each names the next; OmegaConf, which calls itself, is through after some 80
+_LONGEST_CHAIN = 50  # values that name one another; OmegaConf recurses, and fails at about 80
 
 
 def resolve(
@@ -36,25 +37,25 @@ def resolve(
     defaults: Callable[[dict[str, Any]], dict[str, Any]] = with_defaults,
     keep_unset: bool = False,
 ) -> dict[str, Any]:
-    """The values of ``document`` with every interpolation resolved; they may also refer to values that ``defaults``
-    fills in, which are the schema's unless a dialect has its own. With ``keep_unset`` one that names a variable which
-    the environment lacks stays as it is: only training needs what a run was given in secret.
+    """Return the values of ``document`` with all interpolations resolved.
 
-    Raises RunFileError with every interpolation that names nothing, every value that is OmegaConf's ``???``, and every
-    number of more digits than any has.
+    Interpolations may refer to defaults, which ``defaults`` adds: the schema's, or a dialect's. With ``keep_unset`` an
+    interpolation of an environment variable that is not set stays as it is, because only training needs a run's
+    secrets. Raises RunFileError with all interpolations that name nothing, all values ``???``, and all numbers with too
+    many digits.
     """
     values = copy.deepcopy(document.values)
     texts = [(path, text) for path, text in walk(document.values) if isinstance(text, str)]
-    asked = [(path, text) for path, text in texts if "${" in text]
-    background = OmegaConf.create(defaults(document.values)) if asked else None
+    interpolations = [(path, text) for path, text in texts if "${" in text]
+    background = OmegaConf.create(defaults(document.values)) if interpolations else None
     problems: list[Problem] = []
     growth = Growth(document.values)
-    for path, _ in asked:
+    for path, _ in interpolations:
         try:
             growth.check(path)
-        except UserError as error:  # the first is enough: what names it is too large as well
+        except UserError as error:  # values that name this one are too large as well
             raise RunFileError([Problem(origin_of(path, document.provenance), show(path), str(error))]) from None
-    for path, text in asked:
+    for path, text in interpolations:
         try:
             _put(values, path, _resolved(background, path))
         except (OmegaConfBaseException, RecursionError) as error:
@@ -75,18 +76,18 @@ def resolve(
 
 
 def variables_of(document: YamlDocument) -> frozenset[str]:
-    """The names at the top of ``document`` that interpolations in it refer to."""
-    found: set[str] = set()
+    """Return the names at the top of ``document`` to which its interpolations refer."""
+    variables: set[str] = set()
     for path, text in walk(document.values):
         for points, name in _REFERENCE.findall(text) if isinstance(text, str) else ():
-            if len(points) in (0, len(path)):  # a point for each section out of which the reference leads
-                found.add(name)
-    return frozenset(found)
+            if len(points) in (0, len(path)):  # relative references have one point per section that they leave
+                variables.add(name)
+    return frozenset(variables)
 
 
 class Growth:
-    """How much the interpolations of ``values`` stand for: a few lines, each of which names the one before several
-    times, may stand for more than any memory holds."""
+    """The sizes to which the interpolations of ``values`` expand: a few lines, each of which names the line before
+    several times, can expand to more than fits in memory."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
@@ -95,17 +96,17 @@ class Growth:
         self._total = 0
 
     def check(self, path: KeyPath) -> None:
-        """Raise UserError if the value at ``path``, with those that were checked before, stands for too much, or
-        leads through too many others."""
+        """Raise UserError if the value at ``path``, together with those checked before, expands to too much, or depends
+        on too long a chain of values."""
         self._total += self._size(path)
         if self._total > _MOST_GROWTH:
             raise UserError("what it stands for is too large; name fewer values, or name them fewer times")
 
     def _size(self, path: KeyPath) -> int:
-        """The characters that the value at ``path`` stands for, with what values and names cost besides."""
+        """Return the characters to which the value at ``path`` expands, plus the costs of values and names."""
         if path in self._sizes:
             return self._sizes[path]
-        self._sizes[path], self._chains[path] = 0, 0  # it may name itself, which resolving it finds
+        self._sizes[path], self._chains[path] = 0, 0  # it may refer to itself, which `resolve` reports
         value, size = lookup(self._values, path), _OF_A_VALUE
         if is_mapping(value) or is_list(value):
             steps: Iterable[Any] = value if is_mapping(value) else range(len(value))
@@ -123,7 +124,7 @@ class Growth:
 
 
 def references(values: Mapping[str, Any], text: str, path: KeyPath) -> Iterator[KeyPath]:
-    """The paths of the values in ``values`` that the interpolations of ``text``, which stands at ``path``, name."""
+    """Yield the paths of the values in ``values`` that the interpolations of ``text`` at ``path`` name."""
     for points, name in _REFERENCE_TO.findall(text):
         around = path[: len(path) - len(points)] if points else ()
         target = (*around, *(parse(name) or ()))
@@ -132,7 +133,7 @@ def references(values: Mapping[str, Any], text: str, path: KeyPath) -> Iterator[
 
 
 def _copies(pattern: Mapping[Any, Any] | str, count: int, mark: str) -> list[Any]:
-    """``count`` copies of a text, or of a section, with ``mark`` in its texts replaced by 0, 1, 2 …
+    """Return ``count`` copies of a text or section, with ``mark`` in its texts replaced by 0, 1, 2 …
 
     >>> _copies("part-#", 2, "#")
     ['part-0', 'part-1']
@@ -150,7 +151,7 @@ def _copies(pattern: Mapping[Any, Any] | str, count: int, mark: str) -> list[Any
 
 
 def _of_numbers(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """``function`` of two numbers, which refuses everything else: Python repeats a text that it multiplies."""
+    """Return ``function`` of two numbers, with a check of its arguments: Python would multiply texts as well."""
 
     def of_numbers(a: Any, b: Any) -> Any:
         for value in (a, b):
@@ -174,7 +175,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "for": _copies,
     "now": _now,
 }
-"""Resolvers of ``${name:…}`` besides OmegaConf's own: PhyAGI's arithmetic and copies, and Hydra's clock."""
+"""Resolvers of ``${name:…}`` besides OmegaConf's: PhyAGI's arithmetic and copies, and Hydra's time."""
 
 for _name, _function in FUNCTIONS.items():
     OmegaConf.register_new_resolver(_name, _function, replace=True)
@@ -194,7 +195,7 @@ def _put(values: Any, path: KeyPath, value: Any) -> None:
 
 
 def unresolved(text: str, error: Exception) -> str:
-    """The message on ``error`` that resolving the interpolations of ``text`` raised."""
+    """Return the message on ``error``, which resolving the interpolations of ``text`` raised."""
     if isinstance(error, InterpolationKeyError):
         reason = one_line(error, lines=1).removeprefix("Interpolation key ")
         return f"{text}: {reason.replace(' not found', ' is no key here')}"

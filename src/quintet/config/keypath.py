@@ -1,4 +1,4 @@
-"""Key paths: the way from the top of a run file to one of its values."""
+"""Key paths from the top of a run file to a value, and access to nested values by them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KeyPath = tuple[str | int, ...]
 """Names of keys and indices of list elements, from the top down."""
 
 ABSENT = object()
-"""The value that `lookup` returns where there is nothing; null is a value."""
+"""The result of `lookup` if there is no value at a path; null is a value."""
 
 _STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 _PATH = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[\d+\])*")
@@ -27,12 +27,12 @@ def is_list(value: object) -> TypeGuard[list[Any]]:
 
 
 def is_sequence(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
-    """True for a list as YAML and JSON are read, or as a section keeps it."""
+    """True for a list as YAML and JSON are read, or for a tuple, as sections keep lists."""
     return isinstance(value, list | tuple)
 
 
 def show(path: KeyPath) -> str:
-    """``path`` as people write it.
+    """Return ``path`` as it is written in messages and on the command line.
 
     >>> show(("data", "sources", 0, "path"))
     'data.sources[0].path'
@@ -44,7 +44,7 @@ def show(path: KeyPath) -> str:
 
 
 def parse(text: str) -> KeyPath | None:
-    """The path that ``text`` spells, None when it spells none.
+    """Return the path that ``text`` spells, None if it does not spell one.
 
     >>> parse("data.sources[0].path") == parse("data.sources.0.path") == ("data", "sources", 0, "path")
     True
@@ -56,14 +56,14 @@ def parse(text: str) -> KeyPath | None:
 
 
 def path_of(text: str) -> KeyPath:
-    """The path of ``text``, which spells one."""
+    """Return the path of ``text``, which must spell one."""
     path = parse(text)
     assert path is not None, text
     return path
 
 
 def lookup(value: Any, path: KeyPath) -> Any:
-    """The value at ``path`` in nested mappings and lists, `ABSENT` where there is none."""
+    """Return the value at ``path`` in nested mappings and lists, `ABSENT` if there is none."""
     for step in path:
         if is_mapping(value):
             value = value.get(step, ABSENT)
@@ -75,7 +75,7 @@ def lookup(value: Any, path: KeyPath) -> Any:
 
 
 def walk(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """``value`` and everything inside it, each with its path, from the top down."""
+    """Yield ``value`` and all values inside it with their paths, from the top down."""
     yield path, value
     if is_mapping(value):
         for name, inner in value.items():

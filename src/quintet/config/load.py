@@ -1,4 +1,4 @@
-"""From run files and overrides to a `RunConfig`, with the place of every value."""
+"""Loading of run files and overrides into a `RunConfig`, with the origin of each value."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ __all__ = ["Loaded", "Reading", "differences", "dump_run_config", "load_run_conf
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are to be read: as ``dialect`` (found out from their keys when None), composed from ``config_folder``
-    (a file's own when None), and for what ``purpose``. The run file in a run's folder is ``in_place``: it names this
-    folder, and its relative paths begin where the run began."""
+    """Options of reading: the ``dialect`` (detected by the keys if None), the ``config_folder`` of Hydra's defaults
+    lists (the file's own folder if None), and the ``purpose``. With ``in_place`` the run file in a run folder names
+    this folder, and its paths are relative to the folder in which the run was started."""
 
     dialect: str | None = None
     config_folder: Path | None = None
@@ -64,13 +64,15 @@ class Reading:
     in_place: bool = True
 
 
-@dataclass(frozen=True, eq=False)  # a config remembers what it was loaded as, which configs are not compared by
+@dataclass(frozen=True, eq=False)  # not compared by value
 class Loaded:
-    """A run config, the place of each value that was given, and ``raw``: the values as given, with interpolations
-    resolved and nothing filled in. For a file of a ``dialect`` these are of its translation, about which ``notes`` say
-    what its user should know, ``prepare_to`` where `quintet prepare` writes the data, None for the cache, ``files``
-    what was read, by resolved path, and ``not_here`` what the translation does without, as it is not on this
-    machine."""
+    """A run config, the origin of each value that was given, and these values.
+
+    ``raw`` are the values that were given, with interpolations resolved and no defaults; for a ``dialect``, those of
+    the translation. ``notes`` are remarks on the translation for the user. ``prepare_to`` is where `quintet prepare`
+    writes the data, None for the cache. ``files`` are the contents of all files that were read, by resolved path.
+    ``not_here`` are files that the translation would have used and this machine lacks.
+    """
 
     config: RunConfig
     provenance: Mapping[KeyPath, Origin]
@@ -82,21 +84,20 @@ class Loaded:
     not_here: tuple[Problem, ...] = ()
 
     def placed(self, lines: Sequence[str]) -> list[Problem]:
-        """``lines``, each of which begins with a native key, as problems with the places and the words of the file."""
+        """Return ``lines``, each of which starts with a native key, as problems with origins and keys of the file."""
         return self.located(UserError(*lines)).details if lines else []
 
     def lacking(self, missing: Sequence[str]) -> list[Problem]:
-        """Everything that the file names and this machine lacks: what the translation does without, and what else is
-        ``missing``, lines that begin with a native key. Each key is told once, also where it says several native
-        ones."""
-        told = {(one.origin.line, one.key) for one in self.not_here}
-        found = [one for one in self.placed(missing) if (one.origin.line, one.key) not in told]
-        once = {(one.origin, one.key, _NATIVE.sub("", one.message)): one for one in reversed(found)}
-        return [*self.not_here, *(one for one in found if one in once.values())]
+        """Return everything that the file names and this machine lacks: `not_here`, and the lines ``missing``, each of
+        which starts with a native key. A key that sets several native keys is reported once."""
+        known = {(problem.origin.line, problem.key) for problem in self.not_here}
+        problems = [p for p in self.placed(missing) if (p.origin.line, p.key) not in known]
+        unique = {(p.origin, p.key, _NATIVE.sub("", p.message)): p for p in reversed(problems)}
+        return [*self.not_here, *(problem for problem in problems if problem in unique.values())]
 
     @property
     def original(self) -> Original | None:
-        """The file as it was written, of a native one None: the run folder has all that it says."""
+        """The files of a dialect as they were written; None for native files, whose values the run folder has."""
         if self.dialect is None:
             return None
         around = os.path.commonpath([file.parent for file in self.files])
@@ -106,11 +107,12 @@ class Loaded:
 
     @property
     def origins(self) -> dict[str, str]:
-        """'file:line' or 'command line' for each key path that was given, such as ``data.sources[0].path``."""
+        """Each key path that was given, such as ``data.sources[0].path``, with 'file:line' or 'command line'."""
         return {show(path): str(origin) for path, origin in self.provenance.items() if path}
 
     def _names(self, file: str) -> KeyPath:
-        """The key of a dialect's file that names ``file``, or the folder that it is in; no step where none does."""
+        """Return the path of the native key that names ``file`` or a folder around it, for a dialect; () if none
+        does."""
         for path, value in walk(self.raw) if self.dialect else ():
             names = [step for step in path if isinstance(step, str)]
             if not isinstance(value, str) or not value or not names or names[-1] not in PATHS:
@@ -120,15 +122,15 @@ class Loaded:
         return ()
 
     def in_words(self, line: str) -> str:
-        """``line``, which tells something of the run, with the keys and lines of the file."""
+        """Return the message ``line`` with the keys and lines of the file in place of native keys."""
         return line_in_its_words(line, self.provenance, self.dialect)
 
     def located(self, error: UserError) -> RunFileError:
-        """``error``, each of whose problems starts with the key that it is about, with the places of these keys, in the
-        words of the file; one that has its places already stays as it is."""
+        """Return ``error``, each of whose problems starts with a native key, with the origins and keys of the file; a
+        RunFileError is returned as it is."""
         if isinstance(error, RunFileError):
             return error
-        found: list[Problem] = []
+        problems: list[Problem] = []
         for problem in error.problems:
             key, _, message = problem.partition(": ")
             path = parse(key)
@@ -136,73 +138,73 @@ class Loaded:
                 path, message = self._names(key), problem
                 key = show(path)
             origin = origin_of(path, self.provenance)
-            found.append(Problem(Origin(origin.file) if not key else origin, key, message))
-        return RunFileError(in_its_words(found, self.provenance, self.dialect))
+            problems.append(Problem(Origin(origin.file) if not key else origin, key, message))
+        return RunFileError(in_its_words(problems, self.provenance, self.dialect))
 
 
 class Refused(RunFileError):
-    """The mistakes of run files, and what is ``left`` of the run without them, None where that is no run."""
+    """The mistakes of run files, and ``left``: the run without the wrong values, None if that is not a run."""
 
     def __init__(self, problems: Iterable[Problem], left: Loaded | None, not_here: Iterable[Problem] = ()) -> None:
         super().__init__(problems, not_here)
         self.left = left
 
     def beside(self, mistakes: Sequence[str], missing: Sequence[str]) -> Refused:
-        """The same with the ``mistakes`` of what is left, and all that the files name and this machine lacks: lines
-        that begin with the native key. What stands in the place of a mistake is none of it."""
+        """Return the error with the ``mistakes`` and ``missing`` inputs of ``left`` added: lines that start with a
+        native key. Those that concern a value in place of a wrong one are dropped."""
         if self.left is None:
             return self
         details = add_unrelated(self.details, self.left.placed(mistakes), self.left.dialect)
-        wrong = {one.key for one in self.details}
-        found = [one for one in self.left.lacking(missing) if one.origin.line or one.origin.file is None]
-        sound = [one for one in found if wrong.isdisjoint(accumulate(one.key.split("."), "{}.{}".format))]
-        return Refused(details, self.left, sound)
+        wrong = {problem.key for problem in self.details}
+        lacking = [p for p in self.left.lacking(missing) if p.origin.line or p.origin.file is None]
+        not_here = [p for p in lacking if wrong.isdisjoint(accumulate(p.key.split("."), "{}.{}".format))]
+        return Refused(details, self.left, not_here)
 
 
 def line_in_its_words(line: str, provenance: Provenance, dialect: Dialect | None) -> str:
-    """``line``, which names native keys, in the words of the file of ``dialect`` that has this ``provenance``, with the
-    line where it says them: "training.batch_size (their.yaml:12)"."""
+    """Return the message ``line`` with the keys of the file of ``dialect`` in place of native keys, and the line of
+    each: "training.batch_size (their.yaml:12)"."""
     if dialect is None:
         return line
-    told: set[str] = set()
+    located: set[str] = set()
 
-    def with_line(name: str, there: Origin) -> str:
-        if there.line is None or name in told:
+    def with_line(name: str, origin: Origin) -> str:
+        if origin.line is None or name in located:
             return name
-        told.add(name)
-        return f"{name} ({there})"
+        located.add(name)
+        return f"{name} ({origin})"
 
     return _renamed(line, provenance, dialect, with_line)
 
 
 def in_its_words(problems: Iterable[Problem], provenance: Provenance, dialect: Dialect | None) -> list[Problem]:
-    """``problems``, which name native keys, in the words of the file of ``dialect`` that has this ``provenance``: each
-    with the key and line that say the value, and with the names that the native keys in its message have there.
+    """Return ``problems``, which name native keys, with the keys and lines of the file of ``dialect`` that set them.
 
-    A native key that no key of the dialect says is named as the section `quintet:` has it.
+    Native keys in the messages are replaced, too. One that no key of the dialect sets is named as in the section
+    `quintet:`.
     """
     if dialect is None:
         return list(problems)
-    found: list[Problem] = []
+    translated: list[Problem] = []
     for problem in problems:
         path = parse(problem.key)
         origin = _said_at(path, provenance, dialect) if path else Origin(problem.origin.file, problem.origin.line)
         key = origin.key if origin.key.startswith(f"{EXTENSION}.") else problem.key
         message = _renamed(problem.message, provenance, dialect, lambda name, _: name)
-        found.append(Problem(origin, key, message).in_its_words())
-    return found
+        translated.append(Problem(origin, key, message).in_its_words())
+    return translated
 
 
 def _renamed(text: str, provenance: Provenance, dialect: Dialect, shown: Callable[[str, Origin], str]) -> str:
-    """``text`` with ``shown`` of each native key in it: of what the file calls the key, and of where it says it."""
+    """Return ``text`` with each native key replaced by ``shown`` of the file's key and its origin."""
 
     def replaced(match: re.Match[str]) -> str:
         path = parse(match[0])
         if path is None or not _is_native(path):
             return match[0]
-        there = _said_at(path, provenance, dialect)
-        name = there.key.removeprefix(f"{dialect.name}'s default: ").replace(", ", " and ")
-        return shown(name or match[0], there)
+        origin = _said_at(path, provenance, dialect)
+        name = origin.key.removeprefix(f"{dialect.name}'s default: ").replace(", ", " and ")
+        return shown(name or match[0], origin)
 
     return _KEY.sub(replaced, text)
 
@@ -211,11 +213,11 @@ _KEY = re.compile(r"(?<![\w./\\-])[a-z_]+(?:\[\d+\]|(?:\[\d+\])?(?:\.[a-z_]\w*(?
 _DEFAULT = "'s default: "
 _NATIVE = re.compile(r" \([\w.\[\]]+ of the run file\)$")
 _INSTEAD = {"train.batch_size": "train.batch_size_per_device", "model.context_length": "data.sequence_length"}
-"""Keys that say the same another way, or that follow another where they are not set."""
+"""Keys with another key that sets the same, or from which they follow if they are not set."""
 
 
 def _is_native(path: KeyPath) -> bool:
-    """True if ``path`` is that of a key of native run files, or of an element of one that is a list."""
+    """True if ``path`` is of a key of native run files, or of an element of such a key's list."""
     steps = pattern_of(path)
     while steps[-1] == "[]":
         steps = steps[:-1]
@@ -224,14 +226,14 @@ def _is_native(path: KeyPath) -> bool:
 
 @cache
 def _native_keys() -> frozenset[tuple[str, ...]]:
-    """The steps of every key, with "*" for the keys of other libraries."""
-    found = {pattern(key.path.removesuffix("[]")) for key in keys_of_run_file()}
-    return frozenset(found | {(*steps, "*") for steps in found if steps[-1] in ("config", "arguments")})
+    """The steps to each key, with "*" for keys of other libraries."""
+    keys = {pattern(key.path.removesuffix("[]")) for key in keys_of_run_file()}
+    return frozenset(keys | {(*steps, "*") for steps in keys if steps[-1] in ("config", "arguments")})
 
 
 def _said_at(path: KeyPath, provenance: Provenance, dialect: Dialect) -> Origin:
-    """The place of the native key ``path`` in a file of ``dialect``, or of the list's element or section around it; for
-    one that is not set, the keys of the dialect that set it."""
+    """Return the origin of the native key ``path`` in a file of ``dialect``, or of the section or list around it; for a
+    key that is not set, an origin with the keys of the dialect that would set it."""
     name = show(path)
     for known in (path, path_of(_INSTEAD.get(name, name)), *(path[:end] for end in range(len(path) - 1, 1, -1))):
         origin = provenance.get(known)
@@ -248,11 +250,11 @@ def _said_at(path: KeyPath, provenance: Provenance, dialect: Dialect) -> Origin:
 
 
 def load_run_config(files: Sequence[Path], overrides: Sequence[str] = (), reading: Reading | None = None) -> Loaded:
-    """Read run files, merged from left to right, then set each override ``key.path=value``; files of a dialect are
+    """Read run files, merge them from left to right, and apply the overrides ``key.path=value``; files of a dialect are
     translated.
 
-    Raises UserError (a RunFileError) with every mistake: in the files' YAML, in the overrides, in interpolations, or,
-    when all these are right, in keys and values.
+    Raises UserError (a RunFileError) with all mistakes: in YAML, overrides and interpolations, or, if there are none of
+    these, in keys and values.
     """
     if not files:
         raise UserError("no run file given; name at least one")
@@ -261,7 +263,7 @@ def load_run_config(files: Sequence[Path], overrides: Sequence[str] = (), readin
 
 
 def read_run_config(folder: Path) -> RunConfig:
-    """Return what the run file in a run's ``folder`` says. Raises UserError when ``folder`` holds none."""
+    """Return the config of the run in ``folder``. Raises UserError if there is no run file in it."""
     file = folder / RUN_FILE
     if not file.is_file():
         raise UserError(f"{folder}: holds no run (there is no run.yaml in it)")
@@ -305,27 +307,27 @@ def _loaded(files: Sequence[Path], overrides: Sequence[str], reading: Reading) -
 
 
 def _left(values: Mapping[str, Any], provenance: Provenance) -> tuple[RunConfig | None, list[Problem]]:
-    """The config that ``values`` are without those that are wrong, with stand-ins for what a run must have, None where
-    that is no run; and what is wrong with it that the first look, at all of them, did not tell."""
-    left, stand_in, told, first = copy.deepcopy(dict(values)), dict(_STAND_IN), list[Problem](), 0
-    gone: list[KeyPath] = []  # what is left out, or has a stand-in: what is wrong inside it is nobody's mistake
+    """Return the config of ``values`` without those that are wrong, and problems that the validation of all of them did
+    not report. Required values have stand-ins. The config is None if no valid one is left."""
+    left, stand_in, reported, first = copy.deepcopy(dict(values)), dict(_STAND_IN), list[Problem](), 0
+    removed: list[KeyPath] = []  # or replaced by a stand-in, so that a problem inside is not the user's
     while True:
         try:
-            return RunConfig.model_validate(left), told[first:]
+            return RunConfig.model_validate(left), reported[first:]
         except ValidationError as error:
             problems = [(problem, parse(problem.key) or ()) for problem in problems_of(error, left, provenance)]
-        own = [one for one, path in problems if not any(path[: len(part)] == part for part in gone)]
-        told = add_unrelated(told, own, None)
-        first = first or len(told)
-        out = [part for _, path in problems if (part := _leave_out_around(left, path, stand_in))]
-        if not out:
-            return None, told[first:]
-        gone += out
+        own = [problem for problem, path in problems if not any(path[: len(part)] == part for part in removed)]
+        reported = add_unrelated(reported, own, None)
+        first = first or len(reported)
+        wrong = [part for _, path in problems if (part := _remove_around(left, path, stand_in))]
+        if not wrong:
+            return None, reported[first:]
+        removed += wrong
 
 
-def _leave_out_around(values: dict[str, Any], path: KeyPath, stand_in: dict[str, Any]) -> KeyPath:
-    """Leave out what ``values`` have at ``path``, or where they have nothing there the nearest section around it, and
-    return its path; no step where there is none."""
+def _remove_around(values: dict[str, Any], path: KeyPath, stand_in: dict[str, Any]) -> KeyPath:
+    """Remove the value at ``path`` from ``values``, or, if there is none, the innermost section around it, and return
+    the path that was removed; () if there is none."""
     parts = (without_indices(path[:end]) for end in range(len(path), 0, -1))
     return next((part for part in parts if replace_wrong(values, part, stand_in)), ())
 
@@ -337,12 +339,12 @@ _STAND_IN: dict[str, Any] = {
     "train": {"steps": 1},
     "train.steps": 1,
 }
-"""Values of what a run must have, for a look at the rest of one where these are missing or wrong."""
+"""Values of required keys that are missing or wrong, for the validation of the others."""
 
 
 def _validated(values: dict[str, Any], provenance: Provenance) -> tuple[RunConfig | None, list[Problem], list[str]]:
-    """The config that ``values`` are, or its problems. A default of a dialect that does not fit what the file says is
-    taken out of ``values``, with a note."""
+    """Return the config of ``values``, or its problems, and notes. A dialect's default that does not fit the values of
+    the file is removed from ``values``, with a note."""
     first: list[Problem] | None = None
     notes: list[str] = []
     while True:
@@ -351,7 +353,7 @@ def _validated(values: dict[str, Any], provenance: Provenance) -> tuple[RunConfi
         except ValidationError as error:
             problems = problems_of(error, values, provenance)
         first = first or problems
-        unfit = {one.key: one for one in problems if one.origin.line is None and _DEFAULT in one.origin.key}
+        unfit = {p.key: p for p in problems if p.origin.line is None and _DEFAULT in p.origin.key}
         for name, problem in unfit.items():
             path = path_of(name)
             around = lookup(values, path[:-1])
@@ -363,7 +365,7 @@ def _validated(values: dict[str, Any], provenance: Provenance) -> tuple[RunConfi
 
 
 def _path_problems(values: dict[str, Any], document: YamlDocument) -> list[Problem]:
-    """A problem for every path that no file can have."""
+    """Return a problem for each path that no file can have."""
     problems: list[Problem] = []
     for path, text in walk(values):
         names = [step for step in path if isinstance(step, str)]
@@ -376,7 +378,7 @@ def _path_problems(values: dict[str, Any], document: YamlDocument) -> list[Probl
 
 
 def _merged(files: list[Path], overrides: Sequence[str], reading: Reading) -> tuple[YamlDocument, list[str], bool]:
-    """The files as one, the overrides that are still to be applied, and whether Hydra composed any of the files."""
+    """Return the files merged, the overrides that are still to be applied, and True if Hydra composed a file."""
     documents: list[YamlDocument] = []
     used: set[str] = set()
     folder = reading.config_folder
@@ -394,24 +396,24 @@ def _merged(files: list[Path], overrides: Sequence[str], reading: Reading) -> tu
 
 
 def _put_in_place(document: YamlDocument, folder: Path) -> None:
-    """Let ``document``, the run file in ``folder``, name this folder, whatever the run was called before it was copied
-    or moved; a relative path begins where the run began, if there is such a file."""
-    began, written = working_folder(folder), document.values.get("runs_dir", "")
+    """Set the name of the run in ``document``, the run file in ``folder``, to this folder, which may be a copy or have
+    been moved, and make paths relative to the working folder of the run absolute if there is such a file."""
+    working, written = working_folder(folder), document.values.get("runs_dir", "")
     document.values["name"] = folder.resolve().name
     if not isinstance(written, str) or Path(written).absolute() != folder.parent.absolute():
         document.values["runs_dir"] = str(folder.parent)
-    if began is None or began == Path.cwd():
+    if working is None or working == Path.cwd():
         return
     for path, text in list(walk(document.values)):
         names = [step for step in path if isinstance(step, str)]
         if isinstance(text, str) and names and names[-1] in INPUTS:
-            found = began / _before_pattern(text)
-            if not text.startswith("~") and not os.path.isabs(text) and found != began and found.exists():
-                _set(document.values, path, str(began / text))
+            file = working / _before_pattern(text)
+            if not text.startswith("~") and not os.path.isabs(text) and file != working and file.exists():
+                _set(document.values, path, str(working / text))
 
 
 def _before_pattern(text: str) -> Path:
-    """The folders at the beginning of the path ``text`` that have no character of a pattern in their names."""
+    """Return the first parts of the path ``text``, up to the first with a character of a pattern."""
     return Path(*takewhile(lambda part: not any(sign in part for sign in "*?["), Path(text).parts))
 
 
@@ -420,18 +422,17 @@ def _set(values: Any, path: KeyPath, value: str) -> None:
 
 
 def _with_usable_name(translation: Translation) -> Iterator[str]:
-    """A note on the name of the run that ``translation`` has, where it gets another one: names of a framework's runs
-    have characters that no folder's has."""
+    """Change a name of the run in ``translation`` that a folder cannot have, and yield a note on it."""
     document = translation.document
     name = document.values.get("name")
     if isinstance(name, str) and (usable := _usable(name, document)) != name:
         document.values["name"] = usable
         key = origin_of(("name",), document.provenance).key or "name"
-        yield f"{key}: the folder of the run is {usable!r}, for a folder cannot have the name {name!r} everywhere"
+        yield f"{key}: the folder of the run is {usable!r}, because {name!r} cannot be a folder's name on all systems"
 
 
 def _usable(name: str, document: YamlDocument) -> str:
-    """``name``, or the nearest that a new run of ``document`` can have; a run that is there keeps its own."""
+    """Return ``name``, or the nearest name that a new run of ``document`` can have; an existing run keeps its name."""
     runs = str(document.values.get("runs_dir", "runs"))
     if name_problem(name) is None or (name not in (".", "..") and is_path(f"{runs}/{name}/{RUN_FILE}")):
         return name
@@ -439,7 +440,7 @@ def _usable(name: str, document: YamlDocument) -> str:
 
 
 def _named(document: YamlDocument, files: Sequence[Path]) -> YamlDocument:
-    """``document`` with a name: that of the last file, where it has none."""
+    """Set the name in ``document`` to that of the last file if it has none, and return it."""
     if "name" not in document.values:
         last = Path(files[-1])
         document.values["name"] = _usable(last.stem, document)

@@ -1,4 +1,4 @@
-"""Several descriptions of one run made into one: files, what they extend, and values of the command line."""
+"""Merging of run files, of the files that they extend, and of overrides on the command line."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from quintet.config.read import YamlDocument, half_character, read_document, sca
 from quintet.errors import UserError, one_line
 
 MISSING = "???"
-"""OmegaConf's word for a value that must be given elsewhere; it leaves what another file gives."""
+"""OmegaConf's value for one that must be given elsewhere; merging keeps the value of another file."""
 
 Verb = Literal["", "+", "++", "~"]
 
 
 def with_bases(document: YamlDocument, file: Path, around: tuple[Path, ...] = ()) -> YamlDocument:
-    """``document``, which ``file`` holds, merged over the files that it ``extends``, which are relative to its folder;
-    the key itself is gone.
+    """Return ``document``, the content of ``file``, merged over the files that it ``extends``, without that key.
 
-    Raises RunFileError as `read_document` does, and when a file extends itself, be it through others.
+    Their paths are relative to the folder of ``file``. Raises RunFileError as `read_document` does, and if a file
+    extends itself, directly or through others.
     """
     if "extends" not in document.values:
         return document
@@ -45,8 +45,8 @@ def with_bases(document: YamlDocument, file: Path, around: tuple[Path, ...] = ()
     for base in bases:
         if base.resolve() in around:
             raise RunFileError([Problem(origin, "extends", f"{base} extends itself, directly or through others")])
-        found = with_bases(read_document(base, origin), base, around)
-        merged = found if merged is None else merge(merged, found)
+        extended = with_bases(read_document(base, origin), base, around)
+        merged = extended if merged is None else merge(merged, extended)
     return document if merged is None else merge(merged, document)
 
 
@@ -64,11 +64,11 @@ def _bases(document: YamlDocument) -> list[str]:
 
 
 def merge(base: YamlDocument, over: YamlDocument) -> YamlDocument:
-    """``base`` with ``over`` on top, as OmegaConf merges: sections merge, also into the one that a reference stands
-    for; everything else is replaced, lists too; ``???`` leaves what is there.
+    """Return ``base`` with ``over`` merged over it, as OmegaConf merges.
 
-    A section that ``over`` gives another kind starts anew, for the options of the old one do not belong to it.
-    Raises RunFileError where a list meets a section.
+    Sections are merged, also into a section that a reference stands for; everything else is replaced, lists too, and
+    ``???`` keeps the value of ``base``. A section to which ``over`` gives another kind is replaced, because the keys of
+    the old kind do not belong to it. Raises RunFileError for a list over a section and the reverse.
     """
     below = _kept(base.values, over.values, ())
     try:
@@ -95,7 +95,7 @@ def _merge_message(error: OmegaConfBaseException) -> str:
 
 
 def _kept(old: dict[str, Any], new: dict[str, Any], path: KeyPath) -> dict[str, Any]:
-    """The part of the section ``old`` at ``path`` that stays when ``new`` is merged into it; none of another kind."""
+    """Return the part of the section ``old`` at ``path`` that merging ``new`` keeps; {} if the kind is another."""
     if new.get("kind") not in (None, old.get("kind", default_kinds().get(path))):
         return {}
     kept = dict(old)
@@ -106,14 +106,13 @@ def _kept(old: dict[str, Any], new: dict[str, Any], path: KeyPath) -> dict[str, 
 
 
 def _placed(values: Any, base: YamlDocument, given: Provenance) -> YamlDocument:
-    """``values``, which were made from ``base``, with their places: those of ``given`` come first."""
+    """Return ``values``, made from ``base``, with their origins: those in ``given``, otherwise those of ``base``."""
     provenance = {path: given.get(path) or base.provenance.get(path) or _origin(path, base) for path, _ in walk(values)}
     return YamlDocument(values, provenance)
 
 
 def _origin(path: KeyPath, base: YamlDocument) -> Origin:
-    """The place of a value that has come into the section ``path[:-1]`` with what a reference in ``base`` stands
-    for."""
+    """Return the origin of the value at ``path``, which a reference in ``base`` brought into its section."""
     config = OmegaConf.create(base.values)
     for length in range(len(path) - 1, 0, -1):
         section = OmegaConf.select(config, show(path[:length]))
@@ -124,15 +123,15 @@ def _origin(path: KeyPath, base: YamlDocument) -> Origin:
 
 
 def forget(provenance: dict[KeyPath, Origin], path: KeyPath) -> None:
-    """Remove the place of ``path`` and of all that is inside it."""
+    """Remove the origins of ``path`` and of everything inside it."""
     for known in [known for known in provenance if known[: len(path)] == path]:
         del provenance[known]
 
 
 @dataclass(frozen=True)
 class Override:
-    """A value of the command line: ``key=value`` sets, ``+key=value`` adds, ``++key=value`` does either, ``~key``
-    deletes, ``~key=value`` only where that is the value."""
+    """An override on the command line: ``key=value`` sets, ``+key=value`` adds, ``++key=value`` does either, ``~key``
+    deletes, ``~key=value`` deletes if that is the value."""
 
     verb: Verb
     path: KeyPath
@@ -143,9 +142,9 @@ class Override:
 
 
 def apply_overrides(document: YamlDocument, overrides: Sequence[str]) -> YamlDocument:
-    """``document`` with each ``key.path=value`` set, in order, as `apply_override` does; the value is YAML.
+    """Return ``document`` with each override ``key.path=value`` applied in order; the value is YAML.
 
-    Raises RunFileError with every override that is malformed or leads to no place.
+    Raises RunFileError with all overrides that are malformed or cannot be applied.
     """
     problems: list[Problem] = []
     for text in overrides:
@@ -166,14 +165,14 @@ def apply_overrides(document: YamlDocument, overrides: Sequence[str]) -> YamlDoc
 
 
 def apply_override(document: YamlDocument, override: Override) -> YamlDocument:
-    """``document`` with ``override``, by the rules of Hydra (https://hydra.cc/docs/advanced/override_grammar/basic/):
-    a section given as a value is merged into what is there, a list replaces it.
+    """Return ``document`` with ``override`` applied by Hydra's rules
+    (https://hydra.cc/docs/advanced/override_grammar/basic/): a section as the value is merged, a list is replaced.
 
-    A key that is not there is set without ``+``, too: what a schema has by default need not stand in a file.
-    Raises ValueError where that cannot be.
+    Other than in Hydra, a key that the document lacks needs no ``+``, because defaults of the schema need not be in a
+    file. Raises ValueError if the override cannot be applied.
     """
     if override.path == ("extends",):
-        raise ValueError("belongs in a file; on the command line name several files, the later ones win")
+        raise ValueError("belongs in a file; on the command line name several files, of which later ones win")
     override = replace(override, path=_steps(document.values, override))
     try:
         if override.verb == "~":
@@ -185,11 +184,11 @@ def apply_override(document: YamlDocument, override: Override) -> YamlDocument:
 
 def _deleted(document: YamlDocument, path: KeyPath, value: Any) -> YamlDocument:
     config: Any = OmegaConf.create(document.values)
-    found = OmegaConf.select(config, show(path), throw_on_missing=False)
-    if found is None:
+    present = OmegaConf.select(config, show(path), throw_on_missing=False)
+    if present is None:
         raise ValueError("is to be deleted, and is not there")
-    if value is not None and found != value:
-        raise ValueError(f"is to be deleted where it is {shown(value)}, and is {shown(found)}")
+    if value is not None and present != value:
+        raise ValueError(f"is to be deleted where it is {shown(value)}, and is {shown(present)}")
     if isinstance(path[-1], int):
         raise ValueError(f"is an element of a list; set the list as a whole: {show(path[:-1])}=[…]")
     around: Any = OmegaConf.select(config, show(path[:-1])) if path[1:] else config
@@ -214,8 +213,8 @@ def _set(document: YamlDocument, override: Override) -> YamlDocument:
 
 
 def _value(text: str) -> Any:
-    """``text`` read as the value of a YAML list's only element, so that every YAML value is possible; a plain text
-    keeps what YAML would take for a comment."""
+    """Return the YAML value ``text``, read as the only element of a list, so that all YAML values are possible; a plain
+    text keeps what YAML would take for a comment."""
     if (problem := half_character(text)) is not None:
         raise ValueError(problem)
     indented = text.replace("\n", "\n  ")
@@ -225,25 +224,25 @@ def _value(text: str) -> Any:
             if not source[2:].lstrip()[:1].isalnum():
                 raise ValueError(f"{text!r} has a # that begins a comment in YAML; quote the text around it")
             return text
-        found = OmegaConf.to_container(OmegaConf.create(with_whole_characters(source)))
+        elements = OmegaConf.to_container(OmegaConf.create(with_whole_characters(source)))
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"{text!r} is no YAML value ({error.problem}); quote what YAML reads as syntax") from None
     except RecursionError:
         raise ValueError(f"'{text[:40]}…' nests too deep to be a value") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{text!r} is no YAML value ({one_line(error, lines=1)})") from None
-    assert is_list(found)
-    if len(found) != 1:
+    assert is_list(elements)
+    if len(elements) != 1:
         raise ValueError(f"{text!r} is no single YAML value")
-    for path, value in walk(found[0]):
+    for path, value in walk(elements[0]):
         for part in (*path[-1:], value):
             if isinstance(part, str) and (problem := half_character(part)) is not None:
                 raise ValueError(problem)
-    return found[0]
+    return elements[0]
 
 
 def _has_comment(source: str) -> bool:
-    """True if a ``#`` of the YAML ``source`` is in none of its scalars."""
+    """True if a ``#`` of the YAML ``source`` is outside its scalars."""
     if "#" not in source:
         return False
     spans = [(token.start_mark.index, token.end_mark.index) for token in scalar_tokens(source)]
@@ -253,10 +252,10 @@ def _has_comment(source: str) -> bool:
 
 
 def _steps(values: Any, override: Override) -> KeyPath:
-    """The path of ``override`` in ``values``: a number is the index of a list's element, and the name of a key where
-    ``+`` makes a section of what is no list.
+    """Return the path of ``override`` in ``values``: a number is an index of a list, and otherwise, with a verb such as
+    ``+``, the name of a key.
 
-    Raises ValueError unless the way leads through sections, and elements that lists have.
+    Raises ValueError unless the path leads through sections and existing elements of lists.
     """
     here, steps = values, list(override.path)
     for position, step in enumerate(steps):

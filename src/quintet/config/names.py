@@ -1,5 +1,4 @@
-"""Names in a run file or on the command line: of a file, a run, or a repository of the Hugging Face
-hub."""
+"""Names of files, runs and repositories of the Hugging Face hub in run files and on the command line."""
 
 from __future__ import annotations
 
@@ -11,10 +10,10 @@ from typing import Literal
 from quintet.errors import UserError
 
 RUN_FILE = "run.yaml"
-"""The file that makes a folder that of a run."""
+"""The file that every run folder has."""
 
 ORIGINAL = "original"
-"""The folder in that of a run with the files of a dialect as they were written."""
+"""The folder in a run folder that holds the files of a dialect as they were written."""
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -23,18 +22,19 @@ PATHS = ("path", "dir", "data_dir", "cache_dir", "runs_dir", "name_or_path")
 """Keys of a run file that hold a path, or a name that may be one."""
 
 INPUTS = (*(key for key in PATHS if key != "runs_dir"), "template")
-"""Those that begin where the run began, wherever it is continued from."""
+"""Keys of paths that are relative to the folder in which the run was started, also when it is continued elsewhere."""
 
 _LONGEST_FILE_NAME = 255  # bytes, on every common file system
-_LONGEST_PATH = 4095  # bytes, of Linux, without the end (PATH_MAX in limits.h)
-_LONGEST_NAME = 200  # leaves room for what is written beside a run's folder
+_LONGEST_PATH = 4095  # bytes on Linux, without the terminator (PATH_MAX in limits.h)
+_LONGEST_NAME = 200  # bytes; leaves room for the names of files beside a run folder
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+")
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in "123456789¹²³")}
-"""Names that Windows takes for a device, whatever follows a point (https://learn.microsoft.com/windows/win32/fileio/naming-a-file)."""
+"""Names that Windows reserves for devices, also with an extension
+(https://learn.microsoft.com/windows/win32/fileio/naming-a-file)."""
 
 
 def name_problem(name: str) -> str | None:
-    """Why the run ``name`` cannot have a folder of this name on Linux, macOS and Windows alike, None when it can."""
+    """Return why a run ``name`` cannot be a folder's name on all of Linux, macOS and Windows, None if it can."""
     if name in (".", ".."):
         return "is the name of a folder that is there; choose another name"
     if not name or _NOT_IN_NAMES.search(name):
@@ -49,23 +49,23 @@ def name_problem(name: str) -> str | None:
 
 
 def usable_name(text: str) -> str:
-    """The name for a run that is nearest to ``text``.
+    """Return a name for a run that is as near to ``text`` as possible.
 
     >>> usable_name("my run (2)/lr: 1e-3")
     'my-run-2-lr-1e-3'
     """
-    found = _NOT_IN_NAMES.sub("-", text)
-    name = (found if found == text else found.strip("-")).rstrip(".")
+    replaced = _NOT_IN_NAMES.sub("-", text)
+    name = (replaced if replaced == text else replaced.strip("-")).rstrip(".")
     while len(name.encode()) > _LONGEST_NAME:
         name = name[:-1].rstrip(".")
     return f"run-{name}".rstrip("-") if not name or name_problem(name) else name
 
 
 def local_path(text: str | Path) -> Path:
-    """The path that ``text`` spells, with ``~`` and ``~user`` as their folders.
+    """Return the path that ``text`` spells, with ``~`` and ``~user`` expanded.
 
-    Raises UserError where no file can have it: an unknown user, a part longer than a file's name may be, a NUL, a
-    character that the file system cannot write, more in all than a path may have.
+    Raises UserError for a path that no file can have: an unknown user, a NUL, a character that the file system cannot
+    write, a part that is too long for a file's name, or a path that is too long.
     """
     path, shown = Path(text), repr(str(text) if len(str(text)) < 60 else f"{str(text)[:60]}…")
     if "\0" in str(text):
@@ -85,7 +85,7 @@ def local_path(text: str | Path) -> Path:
 
 
 def is_path(text: str | Path) -> bool:
-    """True if there is a file or folder ``text``; one in a folder that may not be entered counts as none."""
+    """True if the file or folder ``text`` exists, in a folder that can be entered."""
     try:
         return local_path(text).exists()
     except (UserError, OSError):
@@ -98,18 +98,18 @@ def is_run(folder: Path) -> bool:
 
 
 HEADING = "# The run as it was resolved; every value is written out."
-"""The first line of a run file that a run has written into its folder."""
+"""The first line of the run file that a run writes into its folder."""
 
 _STARTED_IN = "# started in: "
 
 
 def started_in(folder: Path | str) -> str:
-    """The line of a run file that says in which working ``folder`` its relative paths begin."""
+    """Return the line of a run file that records the working ``folder`` to which its paths are relative."""
     return f"{_STARTED_IN}{folder}\n"
 
 
 def is_written_by_run(file: Path) -> bool:
-    """True if ``file`` is the run file that a run has written into its own folder, and no copy of it elsewhere."""
+    """True if ``file`` is the run file that a run wrote into its own folder, and not a copy elsewhere."""
     if file.name != RUN_FILE or not any((file.parent / name).exists() for name in ("tokenizer", "checkpoints")):
         return False
     with file.open(encoding="utf-8", errors="replace") as lines:
@@ -117,27 +117,27 @@ def is_written_by_run(file: Path) -> bool:
 
 
 def working_folder(run: Path) -> Path | None:
-    """The folder in which the run in the folder ``run`` began and relative paths begin; None where that is unknown or
-    no longer there."""
+    """Return the working folder in which the run in the folder ``run`` was started, None if it is unknown or does not
+    exist any more."""
     with (run / RUN_FILE).open(encoding="utf-8", errors="replace") as lines:
-        found = next((line[len(_STARTED_IN) :].rstrip("\n") for line in lines if line.startswith(_STARTED_IN)), None)
-    return Path(found) if found is not None and Path(found).is_dir() else None
+        folder = next((line[len(_STARTED_IN) :].rstrip("\n") for line in lines if line.startswith(_STARTED_IN)), None)
+    return Path(folder) if folder is not None and Path(folder).is_dir() else None
 
 
 def run_folders(name: str) -> tuple[Path, Path]:
-    """Where the run ``name`` may lie: ``name`` may be its folder, or its name under ``runs/``."""
+    """Return the two possible folders of the run ``name``: ``name`` itself, and that name under ``runs/``."""
     return local_path(name), Path("runs") / name
 
 
 def run_named(name: str) -> Path | None:
-    """The folder of the run ``name``, None where there is no such run."""
+    """Return the folder of the run ``name``, None if there is no such run."""
     return next((folder for folder in run_folders(name) if is_run(folder)), None)
 
 
 def find_run(name: str) -> Path:
     """Return the folder of the run ``name``: a run folder, or the name of a run under ``runs/``.
 
-    Raises UserError where there is no such run.
+    Raises UserError if there is no such run.
     """
     folder = run_named(name)
     if folder is None:
@@ -147,14 +147,14 @@ def find_run(name: str) -> Path:
 
 
 def is_hub_name(name: str) -> bool:
-    """True if ``name`` has the form of a name on the hub: ``owner/name``, or ``name`` alone."""
+    """True if ``name`` has the form of a name on the hub: ``owner/name``, or only ``name``."""
     return _HUB_NAME.fullmatch(name) is not None
 
 
 def in_hub_cache(name: str, kind: Literal["model", "dataset"]) -> bool:
-    """True if the cache of the Hugging Face hub on this machine has something of the repository ``name``.
+    """True if the Hugging Face hub's cache on this machine has files of the repository ``name``.
 
-    Its place is that of https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables.
+    For its folder see https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables.
     """
     home = Path(os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser())
     hub = Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub")
@@ -168,10 +168,10 @@ _PLACEHOLDER = re.compile(r"<[^<>]*>|(^|/)path/to/|^your/", re.IGNORECASE)
 
 
 def placeholder_problem(key: str, text: str) -> str | None:
-    """A line on the value ``text`` of ``key`` where it stands for a path or name that is still to be given."""
+    """Return a message on the value ``text`` of ``key`` if it is a placeholder, otherwise None."""
     return f"{key}: {text} is a placeholder; give the path or name: {key}=…" if is_placeholder(text) else None
 
 
 def is_placeholder(text: str) -> bool:
-    """True if ``text`` stands for a path or name that is still to be given: ``<name>``, ``/path/to/data``."""
+    """True if ``text`` is a placeholder for a path or name, such as ``<name>`` or ``/path/to/data``."""
     return _PLACEHOLDER.search(text) is not None

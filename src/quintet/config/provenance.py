@@ -1,4 +1,4 @@
-"""Where values come from, and problems that say so."""
+"""The origins of values, and problems of a run file at these origins."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ _LONGEST_VALUE = 60
 class Origin:
     """A line of a file, counted from 1. File ``None`` is the command line, line ``None`` the file as a whole.
 
-    Where a dialect's file says a value of the run in words of its own, ``key`` is what it calls it, and ``switch``
-    whether it is true there.
+    For a value from a dialect's file, ``key`` is its key there, and ``switch`` is True if that key is set to true.
     """
 
     file: str | None
@@ -34,7 +33,7 @@ class Origin:
 
     @property
     def short_file(self) -> str:
-        """The file, relative to the working directory where it lies in it; "" for the command line."""
+        """The file, relative to the working directory if it is inside; "" for the command line."""
         with suppress(ValueError):
             return str(Path(self.file or "").relative_to(Path.cwd())) if self.file else ""
         return self.file or ""
@@ -47,8 +46,8 @@ Provenance = Mapping[KeyPath, Origin]
 
 @dataclass(frozen=True)
 class Original:
-    """A run file of a dialect as its user wrote it: the place of each value of the run, and the bytes of each of its
-    files, by its path below the folder that they have in common."""
+    """A dialect's run file as it was written: the origin of each value of the run, and the bytes of its files by their
+    paths below their common folder."""
 
     provenance: Provenance
     files: Mapping[str, bytes]
@@ -56,8 +55,8 @@ class Original:
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake in a run file: where, at which key (empty when at none), what is wrong and what to do; and the key
-    that a misspelt one is probably ``meant`` for."""
+    """A mistake in a run file: its origin, its key ("" if there is none), what is wrong and what to do, and the key
+    that a misspelt key is probably ``meant`` to be."""
 
     origin: Origin
     key: str
@@ -66,11 +65,11 @@ class Problem:
 
     @property
     def not_here(self) -> Problem:
-        """The same problem as a line among mistakes, where it is that something is not on this machine."""
+        """The problem, marked as one of this machine only, for a list with mistakes."""
         return Problem(self.origin, self.key, f"{self.message} ({NOT_HERE})")
 
     def in_its_words(self) -> Problem:
-        """The same problem with the key that the file uses, where that is another."""
+        """Return the problem with the key that the file uses instead of the native key."""
         own = self.origin.key
         if not own or own == self.key:
             return self
@@ -80,18 +79,18 @@ class Problem:
 
     def __str__(self) -> str:
         text = f"{self.key}: {self.message}" if self.key else self.message
-        return f"{self.origin}: {' '.join(text.splitlines())}"  # what was found may have line breaks in it
+        return f"{self.origin}: {' '.join(text.splitlines())}"  # values in a message may have line breaks
 
 
 class RunFileError(UserError):
-    """All mistakes of a run file at once, each also as a `Problem`, sorted by file and line, the command line last; and
-    beside them what the file names that is ``not_here``, which is no mistake."""
+    """All mistakes of a run file, also as `Problem`s, sorted by file and line, with the command line last; and what the
+    file names that is ``not_here``, on this machine, which is not a mistake."""
 
     def __init__(self, problems: Iterable[Problem], not_here: Iterable[Problem] = ()) -> None:
         self.details = sorted(set(problems), key=_position)
         self.not_here = tuple(not_here)
         super().__init__(*map(str, self.details))
-        self.args = ("\n".join([*self.problems, *(f"{NOT_HERE}: {one}" for one in self.not_here)]),)
+        self.args = ("\n".join([*self.problems, *(f"{NOT_HERE}: {problem}" for problem in self.not_here)]),)
 
 
 def _position(problem: Problem) -> tuple[bool, str, int, str, str]:
@@ -100,7 +99,7 @@ def _position(problem: Problem) -> tuple[bool, str, int, str, str]:
 
 
 def shown(value: Any) -> str:
-    """``value`` as YAML shows it, shortened, for a message that says what was found."""
+    """Return ``value`` for a message, as in YAML, shortened."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -112,8 +111,8 @@ def shown(value: Any) -> str:
 
 
 def origin_of(path: KeyPath, provenance: Provenance) -> Origin:
-    """The place of ``path``, or of the nearest section around it that is written somewhere."""
+    """Return the origin of ``path``, or of the innermost section around it that has one."""
     for length in range(len(path), -1, -1):
         if path[:length] in provenance:
             return provenance[path[:length]]
-    raise AssertionError("a run file has at least the place of its top")
+    raise AssertionError("the top of a run file has an origin")

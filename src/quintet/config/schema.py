@@ -17,13 +17,8 @@ from quintet.config.loss import LossConfig, NextTokenLossConfig
 from quintet.config.model import ModelConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig, OptimizerConfig
 from quintet.config.parallel import AutoParallelConfig, ParallelConfig
-from quintet.config.schedule import (
-    CosineConfig,
-    DropoutScheduleConfig,
-    NoDropoutScheduleConfig,
-    ScheduleConfig,
-)
-from quintet.config.section import ConfigSection, again, deferred_errors, key, raise_errors
+from quintet.config.schedule import CosineConfig, DropoutScheduleConfig, NoDropoutScheduleConfig, ScheduleConfig
+from quintet.config.section import ConfigSection, deferred_errors, init_error, key, raise_errors
 from quintet.config.tokenizer import BPETokenizerConfig, TokenizerConfig
 from quintet.config.track import TrackConfig
 from quintet.config.train import BatchShape, CheckpointConfig, TrainConfig
@@ -36,38 +31,38 @@ class RunConfig(ConfigSection):
 
     name: str = key(
         ...,
-        "name of the run and of its folder; the run file's own name when not given",
+        "name of the run and of its folder; the name of the run file when not given",
         min_length=1,
         pattern=r"^[^/\\]+$",
     )
-    seed: int = key(1337, "everything random follows from it", unit="seed", ge=0)
-    runs_dir: str = key("runs", "folder in which the run's folder is made", min_length=1)
+    seed: int = key(1337, "seed of all random numbers", unit="seed", ge=0)
+    runs_dir: str = key("runs", "folder of the run folders", min_length=1)
     other_inputs: bool = key(
         False,
-        "go on with the run, or use it, although an input that it reads each time, such as the tokenizer in its "
-        "folder, is not by its digest the one that it began with",
+        "continue or use the run although the digest of an input, such as the tokenizer in its folder, is not the one "
+        "that the run started with",
     )
-    data: DataConfig = key(..., "what to read and how to cut it")
+    data: DataConfig = key(..., "documents to read, and how they become samples")
     tokenizer: TokenizerConfig = key(BPETokenizerConfig(), "how text becomes token ids")
-    model: ModelConfig = key(TransformerConfig(), "what is trained")
-    loss: LossConfig = key(NextTokenLossConfig(), "what the model learns to predict")
-    optimizer: OptimizerConfig = key(AdamWConfig(), "how gradients change the weights")
-    schedule: ScheduleConfig = key(CosineConfig(), "how the learning rate changes over the steps")
+    model: ModelConfig = key(TransformerConfig(), "model to train")
+    loss: LossConfig = key(NextTokenLossConfig(), "training objective")
+    optimizer: OptimizerConfig = key(AdamWConfig(), "optimizer")
+    schedule: ScheduleConfig = key(CosineConfig(), "learning rate as a function of the step")
     dropout_schedule: DropoutScheduleConfig = key(
-        NoDropoutScheduleConfig(), "how the rate of every dropout changes over the steps"
+        NoDropoutScheduleConfig(), "rate of all dropouts as a function of the step"
     )
-    train: TrainConfig = key(..., "how long, in which batches, on what hardware")
-    trainer: TrainerConfig = key(QuintetTrainerConfig(), "whose loop takes the steps")
-    parallel: ParallelConfig = key(AutoParallelConfig(), "how the work is spread over devices")
-    evaluate: EvaluateConfig = key(EvaluateConfig(), "validation during training")
-    sample: SampleConfig = key(SampleConfig(), "texts written during training")
-    checkpoint: CheckpointConfig = key(CheckpointConfig(), "what is kept to continue and to use the run")
-    track: tuple[TrackConfig, ...] = key((), "where metrics go besides the console and metrics.jsonl")
+    train: TrainConfig = key(..., "length of the run, batches and hardware")
+    trainer: TrainerConfig = key(QuintetTrainerConfig(), "library whose loop takes the steps")
+    parallel: ParallelConfig = key(AutoParallelConfig(), "distribution over devices")
+    evaluate: EvaluateConfig = key(EvaluateConfig(), "validation and benchmarks during training")
+    sample: SampleConfig = key(SampleConfig(), "texts that the model writes during training")
+    checkpoint: CheckpointConfig = key(CheckpointConfig(), "checkpoints, from which the run is continued and used")
+    track: tuple[TrackConfig, ...] = key((), "trackers of metrics besides the console and metrics.jsonl")
 
     @model_validator(mode="wrap")
     @classmethod
     def _all_at_once(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Raise one error with all mistakes of single keys and all those of several keys together."""
+        """Validate; raise one error with all mistakes of single keys and all contradictions between keys."""
         values, refused = _completed(values), []
         with deferred_errors():
             try:
@@ -76,22 +71,23 @@ class RunConfig(ConfigSection):
             except ValidationError as error:
                 config, refused = None, error.errors(include_url=False)
                 sections = cls._sound_sections(values, {str(detail["loc"][0]) for detail in refused if detail["loc"]})
-        raise_errors(cls.__name__, errors_of(sections), map(again, refused))
+        raise_errors(cls.__name__, errors_of(sections), map(init_error, refused))
         assert config is not None
         return config
 
     @classmethod
     def _sound_sections(cls, values: Any, unsound: Collection[str]) -> dict[str, Any]:
-        """The sections of ``values`` that are not ``unsound``, by name, without those that a misspelt key may mean."""
+        """Return the valid sections of ``values`` by name: none that is ``unsound`` or that a misspelt key may stand
+        for."""
         if not is_mapping(values) or not unsound:
             return {}
-        left_out = {*unsound, *(nearest(name, cls.model_fields) for name in unsound)}
+        skipped = {*unsound, *(nearest(name, cls.model_fields) for name in unsound)}
         fields: dict[str, Any] = {
-            name: (field.annotation, field) for name, field in cls.model_fields.items() if name not in left_out
+            name: (field.annotation, field) for name, field in cls.model_fields.items() if name not in skipped
         }
-        sound = create_model("Sound", __base__=ConfigSection, **fields)
-        found = sound.model_validate({name: value for name, value in values.items() if name in fields})
-        return {name: getattr(found, name) for name in fields}
+        model = create_model("Sound", __base__=ConfigSection, **fields)
+        sections = model.model_validate({name: value for name, value in values.items() if name in fields})
+        return {name: getattr(sections, name) for name in fields}
 
     @property
     def validation_batch_size(self) -> int:
@@ -100,16 +96,17 @@ class RunConfig(ConfigSection):
 
     @property
     def batch(self) -> BatchShape:
-        """The batch that ``train`` asks for, whichever of its keys say so."""
+        """The batch that ``train`` defines."""
         return self.train.batch(self.data.sequence_length)
 
     @property
     def passes_each(self) -> int:
-        """Passes of a step on each of the devices that the batch is counted for."""
+        """Passes of a step on each device, if the batch is given per device; otherwise all passes of a step."""
         return self.batch.accumulation // (self.train.batch_devices or 1)
 
     def on_devices(self, devices: int) -> RunConfig:
-        """This run as it starts on ``devices``: where ``train`` says the batch of each, they settle the whole batch."""
+        """Return the config with ``devices`` as `train.batch_devices` if the batch is given per device and not yet
+        set."""
         train = self.train
         if train.batch_size_per_device is None or train.batch_devices is not None:
             return self
@@ -117,8 +114,8 @@ class RunConfig(ConfigSection):
 
 
 def _completed(values: Any) -> Any:
-    """``values`` of a run file with what follows from others: a model of the transformers library has a tokenizer, and
-    what a ds_config says need not be said again."""
+    """Return ``values`` of a run file with those that follow from others: the tokenizer of a model of the transformers
+    library, and what a ds_config gives."""
     model = values.get("model") if is_mapping(values) else None
     if is_mapping(model) and model.get("kind") == "huggingface" and "tokenizer" not in values:
         own = {"kind": "huggingface", "path": model.get("name_or_path"), "revision": model.get("revision")}

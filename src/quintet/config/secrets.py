@@ -1,5 +1,5 @@
-"""What of a run is written nowhere: values of the environment, for which their ``${oc.env:…}`` stands in a run's folder
-and with its trackers, and credentials, for which ``***`` does."""
+"""Values that are never written to a run folder or sent to a tracker: those of environment variables, which become
+``${oc.env:…}`` again, and credentials, which become ``***``."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from quintet.errors import MASK, UserError, is_secret, without_secrets
 _VARIABLE = re.compile(r"\$\{\s*oc\.env:\s*['\"]?([^,'\"\s{}]+)['\"]?\s*[,}]")
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 _LINE = re.compile(r"^([ \t-]*([\w.-]+)[ \t]*:[ \t]+)([^\s#&*!|>\[{][^\n#]*)", re.MULTILINE)
-_SHORTEST_PART = 6  # characters of a value of the environment that is looked for inside texts
+_SHORTEST_PART = 6  # characters from which on a variable's value is searched for inside texts
 _REMEMBERED = "from the environment"
 
 
 class Interpolation(str):
-    """A text whose ``${…}`` are interpolations and no text."""
+    """A text whose ``${…}`` are interpolations and must not be escaped."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class FromEnvironment:
-    """The texts of a run that come from the environment.
+    """The texts of a run that come from environment variables.
 
-    ``texts`` has for each what is written instead, and ``variables`` the same for the values of single variables;
-    ``paths`` are those of the texts, None where the file is of a dialect, in which the same texts stand elsewhere.
-    ``unset`` are the paths of a run's own file whose variables are not set, with their names.
+    ``texts`` maps each to what is written instead, and ``variables`` does so for the values of single variables.
+    ``paths`` are the paths of the texts, or None for a dialect's file, whose texts are at other native paths. ``unset``
+    maps paths of a run's own file to the names of variables that are not set.
     """
 
     paths: frozenset[KeyPath] | None = frozenset()
@@ -44,20 +44,20 @@ class FromEnvironment:
     unset: Mapping[KeyPath, str] = field(default_factory=dict[KeyPath, str])
 
     def written(self, text: str, path: KeyPath) -> str:
-        """What stands for ``text`` at ``path`` where it is written down."""
+        """Return what is written for ``text`` at ``path``."""
         native = self.paths is None or path in self.paths or path[:-1] in self.paths
         if native and text in self.texts:
             return Interpolation(self.texts[text])
         long = {value: name for value, name in self.variables.items() if len(value) >= _SHORTEST_PART}
-        if self.paths is None and (found := _named(text, long)) != escaped(text):
-            return Interpolation(found)
+        if self.paths is None and (written := _named(text, long)) != escaped(text):
+            return Interpolation(written)
         return text
 
 
 def from_environment(document: YamlDocument, values: Mapping[str, Any], native: bool) -> FromEnvironment:
-    """What of ``values``, which are ``document`` with its interpolations resolved, comes from the environment."""
+    """Return the texts of ``values``, which are those of ``document`` resolved, that come from the environment."""
     texts: dict[str, str] = {}
-    every: dict[str, str] = {}
+    variables: dict[str, str] = {}
     paths: set[KeyPath] = set()
     unset: dict[KeyPath, str] = {}
     for path, text in walk(document.values):
@@ -71,12 +71,12 @@ def from_environment(document: YamlDocument, values: Mapping[str, Any], native: 
         if found and (written := _named(resolved, found)) != escaped(resolved):
             texts[resolved] = written
             paths.add(path)
-            every |= found
-    return FromEnvironment(frozenset(paths) if native else None, texts, every, unset)
+            variables |= found
+    return FromEnvironment(frozenset(paths) if native else None, texts, variables, unset)
 
 
 def _variables(values: dict[str, Any], path: KeyPath, seen: set[KeyPath]) -> Iterator[str]:
-    """The variables of the environment that the text at ``path`` names, be it through other keys."""
+    """Yield the environment variables that the value at ``path`` names, directly or through other keys."""
     if path in seen:
         return
     seen.add(path)
@@ -88,7 +88,7 @@ def _variables(values: dict[str, Any], path: KeyPath, seen: set[KeyPath]) -> Ite
 
 
 def _named(text: str, variables: Mapping[str, str]) -> str:
-    """``text`` with the interpolation of each of ``variables`` in place of its value, and all else escaped."""
+    """Return ``text`` with each value of ``variables`` replaced by its interpolation, and everything else escaped."""
     if not variables:
         return escaped(text)
     values = sorted(variables, key=len, reverse=True)
@@ -97,23 +97,23 @@ def _named(text: str, variables: Mapping[str, str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """``text`` with the backslash that keeps OmegaConf from reading an interpolation in it."""
+    """Return ``text`` with backslashes, so that OmegaConf reads no interpolation in it."""
     return _INTERPOLATION.sub(lambda match: match[1] * 2 + "\\${", text)
 
 
 def remember(config: RunConfig, found: FromEnvironment) -> None:
-    """Have `hidden` find what of ``config`` comes from the environment, also after a copy that changes other keys."""
-    vars(config)[_REMEMBERED] = found  # no field, for a run with the same values from another file is the same run
+    """Attach ``found`` to ``config`` for `hidden`; copies of ``config`` keep it."""
+    vars(config)[_REMEMBERED] = found  # not a field, because configs with equal values are equal whatever their files
 
 
 def hidden(config: RunConfig) -> Any:
-    """The plain values of ``config`` without secrets: what may be written down."""
+    """Return the plain values of ``config`` without secrets, which may be written to files."""
     found: FromEnvironment = vars(config).get(_REMEMBERED) or FromEnvironment()
     return _hidden(plain(config), (), found)
 
 
 def without_credentials(values: Any) -> Any:
-    """Plain ``values`` of a run with ``***`` in place of credentials."""
+    """Return the plain ``values`` of a run with ``***`` in place of credentials."""
     return _hidden(values, (), FromEnvironment())
 
 
@@ -132,7 +132,7 @@ def _hidden(value: Any, path: KeyPath, found: FromEnvironment) -> Any:
 
 
 def file_without_credentials(content: bytes) -> bytes:
-    """The text of a run file with ``***`` in place of credentials; what is no text stays as it is."""
+    """Return the bytes of a run file with ``***`` in place of credentials; other bytes than text stay as they are."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
@@ -147,18 +147,18 @@ def file_without_credentials(content: bytes) -> bytes:
 
 
 def check_secrets(config: RunConfig) -> None:
-    """Raise UserError for each secret that the run of ``config`` lacks, for its folder does not hold it."""
+    """Raise UserError for each secret that the run of ``config`` needs and that its run folder does not hold."""
     found: FromEnvironment = vars(config).get(_REMEMBERED) or FromEnvironment()
     problems = [
-        f"{show(path)}: the environment variable {name} is not set, and the run began with it; set it"
+        f"{show(path)}: the environment variable {name} is not set, with which the run started; set it"
         for path, name in found.unset.items()
     ]
     for path, text in walk(plain(config)):
         if isinstance(text, str) and (text == MASK or re.search(r"//\*\*\*@|=\*\*\*(&|$)", text)):
             key = show(path)
             problems.append(
-                f"{key}: has {MASK} in place of a secret, which is kept nowhere; give it again as {key}=…, or in the "
-                "run file as ${oc.env:NAME}, which is read anew each time"
+                f"{key}: has {MASK} in place of a secret, which is not saved; give it again as {key}=…, or in the "
+                "run file as ${oc.env:NAME}, which is read each time"
             )
     if problems:
         raise UserError(*problems)

@@ -1,4 +1,7 @@
-"""The base of every part of a run file: frozen, typed, nothing unknown accepted, every key described."""
+"""The base class of the sections of a run file, and the declaration of their keys.
+
+A section is frozen and typed, refuses unknown keys, and describes each of its keys.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from pydantic_core.core_schema import no_info_before_validator_function, no_info
 from quintet.config.keypath import is_list, is_mapping
 
 ConfigErrors = Iterator[PydanticCustomError]
-"""Errors about several keys, as `config_error` makes them."""
+"""Errors about several keys, made by `config_error`."""
 
 _CROSS_FIELD = "cross_field"
 _deferred = ContextVar("sections leave their errors about several keys to the run file", default=False)
@@ -36,13 +39,13 @@ class Role:
     """The role of a dialect's key in the native run file.
 
     ``to``: the native key that gets the value as it is; no other key sets it.
-    ``affects``: the native keys that a rule of the dialect derives from it.
-    ``aliases``: other spellings. Without a point: in the same section. With a point: a path from the top of the file
-    (``.name`` for a key at the top; ``section.`` for the same name in that section).
-    ``documented``: True if the framework's document has the key, False if only its files have it; None: as the section.
-    ``no_effect``: the reason why it changes nothing here.
-    ``unsupported``: the reason why it is refused; ``noop_values`` are accepted all the same, as they ask for nothing.
-    ``null``: the value that null stands for; None: null means that the key is not given.
+    ``affects``: the native keys that a rule of the dialect computes from it.
+    ``aliases``: other spellings. One without a point is in the same section. One with a point is a path from the top of
+    the file (``.name`` is a key at the top; ``section.`` is the same name in that section).
+    ``documented``: True if the framework's document has the key, False if only its files do, None as for the section.
+    ``no_effect``: why the key changes nothing in Quintet.
+    ``unsupported``: why the key is refused; ``noop_values`` are accepted, because they ask for nothing.
+    ``null``: the value that null stands for; None if null means that the key is not given.
     """
 
     to: str = ""
@@ -56,19 +59,18 @@ class Role:
 
     @property
     def native(self) -> tuple[str, ...]:
-        """The native keys that the key sets or has a say in."""
+        """The native keys that the key sets or affects."""
         return ((self.to,) if self.to else ()) + tuple(path for path in self.affects if path != self.to)
 
 
-_ROLES = {one.name for one in fields(Role)}
+_ROLES = {role_field.name for role_field in fields(Role)}
 
 
 def key(default: Any, description: str, *, unit: str = "", **more: Any) -> Any:
-    """One key of a run file: its default (``...`` when it must be given), its meaning and its unit.
+    """Declare a key of a run file by its default (``...`` if it is required), its description and its unit.
 
     ``more`` are pydantic's constraints (``ge``, ``gt``, ``le``, ``lt``, ``min_length`` …), and in a dialect the fields
-    of `Role`, of which those that are tuples may be a single element. The unit of a number says what is counted or
-    measured; what is not a number has the unit that its type implies.
+    of `Role`; for its tuples a single element will do. Only numbers need a unit.
     """
     role = {name: more.pop(name) for name in _ROLES & more.keys()}
     for name in {"affects", "aliases", "noop_values"} & role.keys():
@@ -78,13 +80,13 @@ def key(default: Any, description: str, *, unit: str = "", **more: Any) -> Any:
 
 
 def config_error(key_path: str, message: str) -> PydanticCustomError:
-    """An error about several keys, reported at ``key_path`` (relative to the part that raises it)."""
+    """Return an error about several keys, reported at ``key_path``, which is relative to the section that raises it."""
     return PydanticCustomError(_CROSS_FIELD, "{message}", {"message": message, "key": key_path})
 
 
 @contextmanager
 def deferred_errors() -> Generator[None]:
-    """Within, sections do not raise their `errors`: whoever validates them collects these, so that all are told."""
+    """Keep sections from raising their `errors` within the context, so that the caller can collect all of them."""
     token = _deferred.set(True)
     try:
         yield
@@ -93,14 +95,14 @@ def deferred_errors() -> Generator[None]:
 
 
 def raise_errors(title: str, errors: Iterable[PydanticCustomError], others: Iterable[InitErrorDetails] = ()) -> None:
-    """Raise one ValidationError with the ``others`` and all ``errors``, if there are any."""
+    """Raise one ValidationError with all ``errors`` and ``others``, if there are any."""
     lines = [*others, *(InitErrorDetails(type=error, loc=(), input=None) for error in errors)]
     if lines:
         raise ValidationError.from_exception_data(title, lines)
 
 
-def again(detail: ErrorDetails) -> InitErrorDetails:
-    """An error that pydantic reported, to be raised once more."""
+def init_error(detail: ErrorDetails) -> InitErrorDetails:
+    """Return the error that pydantic reported as ``detail`` in the form in which it can be raised."""
     context = detail.get("ctx", {})
     kind = config_error(context["key"], context["message"]) if detail["type"] == _CROSS_FIELD else detail["type"]
     return InitErrorDetails(type=kind, loc=detail["loc"], input=detail["input"], ctx=context)
@@ -110,20 +112,20 @@ class ConfigSection(BaseModel):
     """Base of every section of a run file."""
 
     nestings: ClassVar[tuple[str, ...]] = ()
-    """Other paths at which files of a dialect have the keys of this section; "" is the top."""
+    """Other paths at which a dialect's files have the keys of this section; "" is the top."""
     shorthand: ClassVar[str] = ""
-    """The key that a value by itself stands for where a dialect has this section: ``fp16: true``."""
+    """The key of a dialect's section whose value can be given in place of the section: ``fp16: true``."""
     documented: ClassVar[bool] = True
-    """True if the document of a dialect has the keys that do not say so themselves."""
+    """True if the dialect's document has the keys whose role does not define it."""
     translates: ClassVar[bool] = False
-    """True if it is of a dialect, and not of native run files."""
+    """True for the sections of dialects, False for those of native run files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     @model_validator(mode="before")
     @classmethod
     def _read_plainly(cls, values: Any) -> Any:
-        """A section without ``kind`` has the kind of its default; true and false are never taken for numbers."""
+        """Add the default kind to a section without ``kind``, and convert texts that spell numbers."""
         if not is_mapping(values):
             return values
         return {
@@ -132,7 +134,7 @@ class ConfigSection(BaseModel):
         }
 
     def errors(self) -> ConfigErrors:
-        """Yield each contradiction between keys of this section."""
+        """Yield an error for each contradiction between keys of this section."""
         return iter(())
 
     @model_validator(mode="after")
@@ -146,7 +148,7 @@ class ConfigSection(BaseModel):
         default_kind = getattr(field.default, "kind", None)
         if default_kind is not None and is_mapping(value) and "kind" not in value:
             return {"kind": default_kind, **value}
-        lists = [one for one, _ in alternatives(field.annotation) if get_origin(one) is tuple]
+        lists = [accepted for accepted, _ in alternatives(field.annotation) if get_origin(accepted) is tuple]
         element = get_args(lists[0])[0] if lists else None
         if element is not None and is_list(value):
             return [_number(element, inner) for inner in value]
@@ -154,22 +156,22 @@ class ConfigSection(BaseModel):
 
 
 def alternatives(annotation: Any, metadata: Iterable[Any] = ()) -> list[tuple[Any, tuple[Any, ...]]]:
-    """The types that ``annotation`` of a key allows, each with the metadata of its Annotated."""
+    """Return the types of which ``annotation`` is a union, each with the metadata of its Annotated."""
     inner = get_args(annotation)
     if get_origin(annotation) is Annotated:
         return alternatives(inner[0], (*metadata, *inner[1:]))
     if get_origin(annotation) in (Union, UnionType):
-        return [found for one in inner for found in alternatives(one, metadata)]
+        return [accepted for member in inner for accepted in alternatives(member, metadata)]
     return [(annotation, tuple(metadata))]
 
 
 def _number(annotation: Any, value: Any) -> Any:
-    """The number that ``value`` spells where ``annotation`` asks for one."""
-    accepted = [one for one, _ in alternatives(annotation)]
+    """Return the number that ``value`` spells if ``annotation`` accepts numbers and no texts, otherwise ``value``."""
+    accepted = [member for member, _ in alternatives(annotation)]
     if not (int in accepted or float in accepted) or str in accepted or bool in accepted:
         return value
     if isinstance(value, bool):
-        return str(value).lower()  # text that is no number, so that pydantic refuses it at this very key
+        return str(value).lower()  # a text, so that pydantic refuses it and does not read it as 0 or 1
     return number_in(value)
 
 
@@ -177,7 +179,7 @@ _LONGEST_NUMBER = 100  # characters
 
 
 def number_in(value: Any) -> Any:
-    """The number that ``value`` spells if it is a text that spells one, otherwise ``value``.
+    """Return the number that the text ``value`` spells, or ``value`` if it is not such a text.
 
     >>> number_in("2e-5"), number_in("1_000"), number_in("fast")
     (2e-05, 1000, 'fast')
@@ -194,8 +196,8 @@ def number_in(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Before:
-    """Annotation of a key that also takes another form of its values: how that is turned into the usual one, and the
-    JSON Schema of both, from that of the usual one."""
+    """Annotation of a key that accepts a second form of its values: ``read`` turns it into the first form, and ``json``
+    makes the JSON Schema of both from that of the first."""
 
     read: Callable[[Any], Any]
     json: Callable[[dict[str, Any]], dict[str, Any]]
@@ -209,9 +211,11 @@ class Before:
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """Annotation of a key whose values pydantic's types do not describe: in words what is accepted, how one is read,
-    which raises ValueError saying what is expected, how what was read is written in a file, which raises ValueError
-    where there is no word for it, its JSON Schema, and why a value that is meant to be there is not accepted.
+    """Annotation of a key whose values pydantic's types do not describe.
+
+    ``words`` describe the values that are accepted. ``read`` converts a value of a file and raises ValueError with what
+    is expected; ``write`` is its inverse and raises ValueError for what a file cannot express. ``json`` is the JSON
+    Schema. ``why_not`` returns why a value that the framework has is not accepted, or None.
 
         activation: Annotated[str, one_of({"swish": "silu", "relu": "relu"})] = key("relu", "…")
     """
