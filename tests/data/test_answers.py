@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from quintet.config.documents import AnswerFields, ConditionalField
 from quintet.config.sources import TextSource
 from quintet.config.tokenizer import BPETokenizerConfig, CharTokenizerConfig, TiktokenTokenizerConfig
-from quintet.data.shards import _encoded
+from quintet.data.shards import _encode
 from quintet.data.sources.base import TextParts, WorkUnit
 from quintet.data.sources.rows import document_maker
 from quintet.data.sources.templates import Conversations
@@ -78,7 +78,7 @@ def tokenizer(request, built: dict[str, Any], tmp_path_factory, monkeypatch) -> 
 
 def stored(tokenizer: Tokenizer, document: Any) -> tuple[list[int], list[bool]]:
     """Ids and mask of ``document`` as a store gets them, before its end."""
-    [found] = _encoded(tokenizer, [document], UNIT)
+    [found] = _encode(tokenizer, [document], UNIT)
     assert found.loss_mask is not None
     return found.ids.tolist(), found.loss_mask.tolist()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -104,7 +105,7 @@ def report_run(config: RunConfig, seed: int, shown: int = 3) -> list[StoreReport
         assert prepared.validation is not None
         labels += prepared.validation.labels
     return [
-        _report(store, prepared.tokenizer, label, seed, shown, *_use(config, prepared, index))
+        replace(_report(store, prepared.tokenizer, label, seed, shown), **_use_of(config, prepared, index))
         for index, (store, label) in enumerate(zip(prepared.stores, labels, strict=True))
     ]
 
@@ -112,7 +113,7 @@ def report_run(config: RunConfig, seed: int, shown: int = 3) -> list[StoreReport
 def report_store(folder: Path, seed: int, shown: int = 3) -> StoreReport:
     """Return a report on the store in ``folder``, as `report_run` does. Raises UserError when there is none."""
     store = TokenStore.open(folder)
-    return _report(store, load_tokenizer(folder / TOKENIZER), store.manifest.description, seed, shown, None, None, ())
+    return _report(store, load_tokenizer(folder / TOKENIZER), store.manifest.description, seed, shown)
 
 
 def draw(bins: tuple[Bin, ...]) -> Iterator[str]:
@@ -141,16 +142,7 @@ def log_bins(lengths: np.ndarray) -> tuple[Bin, ...]:
     return tuple(Bin(1 << power, (2 << power) - 1, int(counts[power])) for power in range(first, counts.size))
 
 
-def _report(
-    store: TokenStore,
-    tokenizer: Tokenizer,
-    label: str,
-    seed: int,
-    shown: int,
-    held_out: float | None,
-    waste: float | None,
-    packing: tuple[str, ...],
-) -> StoreReport:
+def _report(store: TokenStore, tokenizer: Tokenizer, label: str, seed: int, shown: int) -> StoreReport:
     facts = store.manifest
     lengths = _lengths(store)
     percentiles: list[float] = np.percentile(lengths, PERCENTS, method="inverted_cdf").tolist() if lengths.size else []
@@ -168,24 +160,21 @@ def _report(
         left_out=facts.left_out,
         left_out_files=facts.left_out_files,
         samples=tuple(_beginnings(store, tokenizer, seed, shown)),
-        held_out=held_out,
-        waste=waste,
-        packing=packing,
     )
 
 
-def _use(config: RunConfig, prepared: Prepared, index: int) -> tuple[float | None, float | None, tuple[str, ...]]:
-    """Return for store ``index`` the share of its tokens that is held out, the share of empty room in its training
-    samples, and lines on what is in no sample."""
+def _use_of(config: RunConfig, prepared: Prepared, index: int) -> dict[str, Any]:
+    """Return the fields of a report on what a run does with store ``index``; none for validation sources."""
     if index >= len(config.data.sources):
-        return None, None, ()
-    samples = prepared.train.source_samples[index]
-    packing = tuple(samples.left_out.lines())
-    waste = samples.waste if isinstance(samples, Packed) else None  # a stream leaves no room in its samples
-    if config.data.validation_sources or prepared.validation is None:
-        return 0.0, waste, packing
-    held_out = prepared.validation.source_samples[index].tokens
-    return held_out / max(samples.tokens + held_out, 1), waste, packing
+        return {}
+    samples, held_out = prepared.train.source_samples[index], 0
+    if prepared.validation is not None and not config.data.validation_sources:
+        held_out = prepared.validation.source_samples[index].tokens
+    return {
+        "held_out": held_out / max(samples.tokens + held_out, 1),
+        "waste": samples.waste if isinstance(samples, Packed) else None,  # a stream leaves no room
+        "packing": tuple(samples.left_out.lines()),
+    }
 
 
 def _lengths(store: TokenStore) -> np.ndarray:

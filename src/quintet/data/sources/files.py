@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from quintet.config.names import local_path
 from quintet.data.sources.reading import errors_at, file_system, is_remote
 from quintet.errors import UserError
 
-_MAGIC = "*?["
 PassedOver = dict[str, list[str]]
 """Names in a folder, or that a pattern matches, that are not read, by reason."""
 
@@ -82,8 +82,13 @@ def missing_paths(paths: tuple[str, ...], where: str) -> list[str]:
     return [
         f"{where}.path: there is no {path} in {Path.cwd()}; correct the path"
         for path in paths
-        if not any(sign in path for sign in _MAGIC) and not glob.glob(f"{glob.escape(os.path.expanduser(path))}*")
+        if not is_pattern(path) and not glob.glob(f"{glob.escape(os.path.expanduser(path))}*")
     ]
+
+
+def is_pattern(path: str) -> bool:
+    """Return True if ``path`` has a sign of `glob`."""
+    return any(sign in path for sign in "*?[")
 
 
 def ends_with(name: str, suffixes: tuple[str, ...]) -> bool:
@@ -143,7 +148,7 @@ def files_at(address: str) -> Iterator[File]:
     Raises UserError when the address cannot be read.
     """
     system, inner = file_system(address)
-    signs = "*" if address.startswith("http") else _MAGIC  # in a URL, ? and [ mean something else
+    signs = "*" if address.startswith("http") else "*?["  # in a URL, ? and [ mean something else
     with errors_at(address):
         named = not system.isdir(inner)
         if any(sign in inner for sign in signs):
@@ -189,7 +194,7 @@ def _matching(path: str, suffixes: tuple[str, ...], where: str, passed: PassedOv
         if not stat.S_ISREG(os.stat(local).st_mode):
             raise UserError(f"{where}: {path} is no regular file; name a file or a folder")
         yield described(local, local.name, named=True)
-    elif any(sign in path for sign in _MAGIC):
+    elif is_pattern(path):
         yield from _globbed(local, path, where, passed)
     else:
         raise UserError(f"{where}: {path} does not exist in {Path.cwd()}; correct the path or make the file")
@@ -208,7 +213,7 @@ def _below(folder: Path, path: str, suffixes: tuple[str, ...], where: str, passe
 
 
 def _globbed(pattern: Path, path: str, where: str, passed: PassedOver) -> Iterator[File]:
-    root = Path(*_before_magic(pattern.parts))
+    root = Path(*takewhile(lambda part: not is_pattern(part), pattern.parts))
     empty = True
     for match in glob.iglob(str(pattern), recursive=True):
         if os.path.isfile(match):
@@ -234,8 +239,3 @@ def _at(address: str, suffixes: tuple[str, ...], where: str, passed: PassedOver)
 
 def _kinds(suffixes: tuple[str, ...]) -> str:
     return "".join(f" *{suffix}" for suffix in suffixes[:1] if suffix)
-
-
-def _before_magic(parts: tuple[str, ...]) -> list[str]:
-    first = next(index for index, part in enumerate(parts) if any(sign in part for sign in _MAGIC))
-    return list(parts[:first])

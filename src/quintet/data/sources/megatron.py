@@ -19,7 +19,7 @@ import numpy as np
 from quintet.config.names import local_path
 from quintet.config.sources import MegatronSource
 from quintet.data.sources.base import Document, Reader, Report, SourceIndex, TokenIds, WorkUnit
-from quintet.data.sources.files import OTHERS, File, PassedOver, described, find_files, missing_paths
+from quintet.data.sources.files import OTHERS, File, PassedOver, described, find_files, is_pattern, missing_paths
 from quintet.data.sources.reading import ByteRange, open_file, read
 from quintet.data.sources.token_files import SLICE
 from quintet.errors import UserError
@@ -168,6 +168,6 @@ def _ends(index: Index, ids: File) -> np.ndarray:
 
 
 def _with_ending(path: str) -> str:
-    if any(sign in path for sign in "*?[") or local_path(path).is_dir():
+    if is_pattern(path) or local_path(path).is_dir():
         return path
     return path.removesuffix(".bin").removesuffix(".idx") + ".idx"
