@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from tests.dialects.conftest import Made, Make
-from tests.dialects.stlm_runs import BYTES, own, refused
+from tests.dialects.conftest import Made, Make, changes
+from tests.dialects.stlm_runs import BYTES, EXPERIMENT, own, refused, shapes
 from tests.dialects.stlm_runs import base as base  # a fixture
 from tests.dialects.stlm_runs import place as place  # a fixture
 
@@ -20,8 +20,27 @@ from quintet.model.count import count_parameters
 DIALECT = "stlm"
 
 
-# Shapes of the files under configs, and what `sum(p.numel() for p in model.parameters())` was where the original's code
-# at the revision named built them.
+@changes("model.model_shell_type")
+def test_byte_shell(make: Make) -> None:
+    assert EXPERIMENT in refused(make, {"model.model_shell_type": "byte_autoencoder_shell"})
+    for shell, weight in (("standard", 0.0), ("byte_shell", 1.0)):
+        assert own(make(BYTES | {"model.model_shell_type": shell})).head.reconstruction == weight
+
+
+@changes("model.byte_context_window", "model.byte_embedding_dim")
+def test_byte_sizes(make: Make) -> None:
+    made = make(BYTES | {"model.byte_context_window": 7, "model.byte_embedding_dim": 24})
+    for end in ("embedding", "head"):
+        assert shapes(made)[f"{end}.position.weight"] == (7, 24)
+    assert own(made).embedding.spelling.symbols.shape == (300, 7)
+
+
+@changes("model.byte_vocab_size")
+def test_byte_vocab_size(make: Make) -> None:
+    assert "model.byte_vocab_size: must be 258" in refused(make, BYTES | {"model.byte_vocab_size": 300})
+
+
+# Shapes of STLM's files, and the parameters of the models that STLM's code builds of them at the named revision.
 GELU: dict[str, Any] = {"ffn.ffn_type": "generic", "ffn.activation": "gelu", "ffn.bias": True}
 SHARED: dict[str, Any] = {"core_model_type": "ffn_lora_sharing", "lora_rank": 96, "k_interior_layers": 2}
 FILES: dict[str, tuple[dict[str, Any], int]] = {
@@ -82,8 +101,8 @@ def test_a_file_has_the_parameters_of_the_original(make: Make, shape: dict[str, 
     assert count_parameters(config.model, config.model.vocab_size, config.data.sequence_length).total == expected
 
 
-def test_the_oldest_files_have_other_names_for_the_same(make: Make) -> None:
-    """Of May 2024: configs/train/full_dict_byte_level.yaml."""
+def test_the_oldest_files_have_other_names_for_their_keys(make: Make) -> None:
+    """The file is configs/train/full_dict_byte_level.yaml of May 2024."""
     older = {
         "model.embedding_model_type": "byte_level_embedder",
         "model.model_head_type": "byte_level_decoder",
@@ -107,7 +126,7 @@ def test_the_oldest_files_have_other_names_for_the_same(make: Make) -> None:
 
 
 def test_the_steps_are_those_of_the_mean_over_bytes(make: Make) -> None:
-    """Of AdamW and clipping written out here, on the mean over all places of all tokens, as the original has it."""
+    """They are those of AdamW and clipping on the mean over all places of all tokens, which is STLM's loss."""
     made = make(BYTES | {"trainer.optimizer.grad_clip": 0.01, "trainer.lr_scheduler": "constant", "quintet.seed": 3})
     model, optimizer = own(made), made.config.optimizer
     assert optimizer.kind == "adamw"
@@ -117,8 +136,8 @@ def test_the_steps_are_those_of_the_mean_over_bytes(make: Make) -> None:
     for step in range(4):
         batch = made.batch(step)
         inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
-        found = model.head(model.hidden(inputs))
-        loss = F.cross_entropy(found.flatten(0, -2), model.head.spelling(targets).flatten())
+        logits = model.head(model.hidden(inputs))
+        loss = F.cross_entropy(logits.flatten(0, -2), model.head.spelling(targets).flatten())
         rule.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 0.01)
@@ -156,7 +175,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED)
-def test_what_does_not_go_with_byte_level_parts_is_refused(make: Make, changes: dict[str, Any], message: str) -> None:
+def test_keys_that_contradict_byte_level_parts_are_refused(make: Make, changes: dict[str, Any], message: str) -> None:
     assert message in refused(make, changes)
 
 

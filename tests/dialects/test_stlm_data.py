@@ -25,8 +25,8 @@ DIALECT = "stlm"
 Row = dict[str, Any]
 SOURCE: TypeAdapter[Any] = TypeAdapter(SourceConfig)
 
-# A row as each set has it, and the text that STLM's code (trainers/data_utils.py of its branch `rewrite`, and
-# trainers/utils.py of `main`) makes of it.
+# A row of each dataset, and the text that STLM's code makes of it (trainers/data_utils.py of its branch `rewrite`, and
+# trainers/utils.py of `main`).
 ASKED = {"prompt": "Why?", "response": "So."}
 TEXTS: dict[str, tuple[Row, Callable[[Row], str]]] = {
     "simple_en_wiki": ({"title": "A", "text": "A is {{ b }}."}, lambda row: row["text"]),
@@ -70,24 +70,24 @@ TEXTS: dict[str, tuple[Row, Callable[[Row], str]]] = {
 }
 
 
-def test_every_set_of_several_columns_is_tried() -> None:
+def test_every_dataset_of_several_columns_is_tested() -> None:
     assert {name for name, (*_, text) in REGISTRY.items() if "{" in text} <= TEXTS.keys()
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_the_text_of_a_row_is_the_one_that_stlm_makes_of_it(name: str, tmp_path: Path) -> None:
+def test_the_text_of_a_row_is_that_of_stlm(name: str, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     row, text = TEXTS[name]
     datasets.Dataset.from_list([row, row]).save_to_disk(tmp_path / "set")
     [source] = dataset_sources(name)
-    there = {key: value for key, value in source.items() if key != "name"} | {"path": str(tmp_path / "set")}
-    units, left_out = reader_of(SOURCE.validate_python(there)).index("data.sources[0]").units()
+    local = {key: value for key, value in source.items() if key != "name"} | {"path": str(tmp_path / "set")}
+    units, skipped = reader_of(SOURCE.validate_python(local)).index("data.sources[0]").units()
     documents = [document for unit in units for document in unit.documents(Report(), None)]
     assert documents == [text(row)] * 2
-    assert not left_out
+    assert not skipped
 
 
-def test_a_dataset_keeps_its_name_both_ways() -> None:
+def test_a_dataset_keeps_its_name_in_both_directions() -> None:
     for name in [*REGISTRY, *MIXES, "debug", "./a/texts.jsonl", "some/folder/of/texts.txt", "owner/name"]:
         assert names_of([SOURCE.validate_python(source) for source in dataset_sources(name)]) == [name]
     for name in UNREADABLE:
@@ -98,7 +98,7 @@ def test_a_dataset_keeps_its_name_both_ways() -> None:
     assert names_of(listed) == ["simple_en_wiki", "tinystories"]
 
 
-def test_a_mix_is_its_parts_and_the_set_for_debugging_the_beginning_of_one() -> None:
+def test_a_mix_is_its_parts_and_debug_is_the_start_of_one_dataset() -> None:
     paths = [source["path"] for source in dataset_sources("stlm")]
     assert paths == [
         "wikimedia/wikipedia",
@@ -106,7 +106,7 @@ def test_a_mix_is_its_parts_and_the_set_for_debugging_the_beginning_of_one() -> 
         "teknium/OpenHermes-2.5",
         "roneneldan/TinyStories",
     ]
-    # As many of each as there are.
+    # All documents of each, without weights.
     assert not any("weight" in source for name in MIXES for source in dataset_sources(name))
     [first] = dataset_sources("debug")
     assert (first["path"], first["split"]) == ("wikimedia/wikipedia", "train[:2048]")

@@ -25,7 +25,7 @@ def test_no_evaluations(make: Make) -> None:
 
 
 def benchmark_files(place: Path) -> dict[str, Any]:
-    """Items of COPA in a folder, and where the run finds them."""
+    """Write items of COPA, and return the keys with which the run finds them and validates every second step."""
     folder = place / "items"
     folder.mkdir(exist_ok=True)
     item = {"premise": "The cat saw.", "choice1": "A dog.", "choice2": "A mat.", "question": "cause", "label": 1}
@@ -94,13 +94,13 @@ def test_text_generation(make: Make) -> None:
 
 @changes("trainer.eval.num_samples")
 def test_num_samples(make: Make, place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for samples, said in ((3, " of 3"), (1000, " of 5")):
+    for samples, ending in ((3, " of 3"), (1000, " of 5")):
         capfd.readouterr()
         changes = {"trainer.eval.mcq_benchmarks": ["copa"], "trainer.eval.num_samples": samples}
         assert make(changes | benchmark_files(place)).trained
         lines = [line for line in capfd.readouterr().out.splitlines() if line.startswith("  copa  acc ")]
         assert lines
-        assert all(line.endswith(said) for line in lines)
+        assert all(line.endswith(ending) for line in lines)
 
 
 @changes("trainer.eval.text_modeling_eval")

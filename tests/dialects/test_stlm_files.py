@@ -38,7 +38,7 @@ def test_a_flat_file_has_the_model_of_the_original(read: Callable[..., Loaded]) 
     assert config.track[0].arguments == {"project": "SuperTinyLanguageModels", "group": "base_group"}  # pyright: ignore
 
 
-def test_grouped_heads_have_as_many_parameters_as_the_original(read: Callable[..., Loaded]) -> None:
+def test_grouped_heads_have_the_parameters_of_the_original(read: Callable[..., Loaded]) -> None:
     """kv 16 and q 4 is what STLM's files write for 16 query heads and 4 groups: 384 to 576 in one projection."""
     attention = read(G2, {"model.attn.num_kv_heads": 16, "model.attn.num_q_heads": 4})
     equal = read(G2, {"model.attn.num_kv_heads": 16, "model.attn.num_q_heads": 16})
@@ -107,7 +107,7 @@ def test_the_rate_of_a_flat_file_is_that_of_the_original(read: Callable[..., Loa
     assert rate(49_999) == pytest.approx(1.61e-5, rel=2e-3)
 
 
-def test_an_old_nested_file_is_read(read: Callable[..., Loaded]) -> None:
+def test_an_older_nested_file_is_read(read: Callable[..., Loaded]) -> None:
     loaded = read(G1, {"trainer.eval": []})
     config = loaded.config
     attention, feedforward = config.model.attention, config.model.feedforward  # pyright: ignore
@@ -143,7 +143,7 @@ def test_generations_may_be_mixed_section_by_section(read: Callable[..., Loaded]
     assert config.optimizer.kind == "torch"
 
 
-def test_learned_positions_may_stand_beside_rotary_attention(read: Callable[..., Loaded]) -> None:
+def test_learned_positions_may_be_added_to_rotary_attention(read: Callable[..., Loaded]) -> None:
     model = read(G3, {"model.embedding_positional_encoding": "learned"}).config.model
     assert isinstance(model, TransformerConfig)
     assert isinstance(model.position, RopeConfig)
@@ -151,7 +151,7 @@ def test_learned_positions_may_stand_beside_rotary_attention(read: Callable[...,
     assert "sincos does not work with" in problems(read, G3, {"model.embedding_positional_encoding": "sincos"})
 
 
-def test_a_file_inside_a_section_of_its_own_is_unwrapped(read: Callable[..., Loaded]) -> None:
+def test_a_file_inside_one_section_is_unwrapped(read: Callable[..., Loaded]) -> None:
     loaded = read({"baseline-vocab-size": G2}, None, "++trainer.max_iters=7000")
     assert loaded.dialect is dialect_named("stlm")
     assert loaded.config.train.steps == 7000
@@ -159,7 +159,7 @@ def test_a_file_inside_a_section_of_its_own_is_unwrapped(read: Callable[..., Loa
     assert loaded.origins["model.layers"].endswith("their.yaml:4")
 
 
-def test_bare_names_and_sections_say_the_same(read: Callable[..., Loaded]) -> None:
+def test_names_and_sections_with_a_name_are_equal(read: Callable[..., Loaded]) -> None:
     bare = {f"trainer.{name}": G2["trainer"][name]["name"] for name in ("dataloader", "datasampling", "loss_fn")}
     changes = bare | {"trainer.lr_scheduler": "cosine", "trainer.warmup_iters": 2500}
     assert read(G2, changes).config == read(G2).config
@@ -219,13 +219,13 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("changes", "message"), MISTAKES)
-def test_a_mistake_is_said_in_the_words_of_the_file(
+def test_a_mistake_is_named_in_the_words_of_the_file(
     read: Callable[..., Loaded], changes: dict[str, Any], message: str
 ) -> None:
     assert message in problems(read, G2, changes)
 
 
-def test_keys_of_kaiming_beside_another_start_change_nothing_and_are_said(read: Callable[..., Loaded]) -> None:
+def test_keys_of_kaiming_with_another_initialization_are_named_as_unread(read: Callable[..., Loaded]) -> None:
     start = {"model.initialization_fn": "none"}
     plain, kept = read(G2, start), read(G2, start | {"model.mode": "fan_out", "model.nonlinearity": "relu"})
     assert kept.config.model == plain.config.model
@@ -233,7 +233,7 @@ def test_keys_of_kaiming_beside_another_start_change_nothing_and_are_said(read: 
         assert f"model.{key}: not read; it is for initialization_fn: kaiming, and it is none" in kept.notes
 
 
-def test_what_must_be_given_is_named(read: Callable[..., Loaded]) -> None:
+def test_missing_keys_are_named(read: Callable[..., Loaded]) -> None:
     bare = {"model": {"core_model_type": "generic", "context_window": 16}, "trainer": {"dataset": "openwebtext"}}
     found = problems(read, bare, {})
     for key in ("batch_size", "gradient_accumulation_steps", "max_iters"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.dialects.conftest import Made, Make, changes, each_changes
-from tests.dialects.stlm_runs import BYTES, EXPERIMENT, HF, dropouts, only_in, own, refused, shapes
+from tests.dialects.stlm_runs import EXPERIMENT, HF, dropouts, only_in, own, refused, shapes
 from tests.dialects.stlm_runs import base as base  # a fixture
 from tests.dialects.stlm_runs import checkpoint as checkpoint  # a fixture
 from tests.dialects.stlm_runs import make_hf as make_hf  # a fixture
@@ -42,12 +42,12 @@ def test_core_model_type(make: Make) -> None:
 
 @changes("model.k_interior_layers", "model.lora_rank", "model.lora_alpha")
 def test_shared_inside(make: Make) -> None:
-    """Of 6 blocks the first two and the last one are their own, and those between share with differences of rank 2."""
+    """Of 6 blocks the first two and the last one share nothing, and the others differ by matrices of rank 2."""
     inner = {"model.core_model_type": "ffn_lora_sharing", "model.num_layers": 6, "model.lora_rank": 2}
-    found = shapes(make({**inner, "model.k_interior_layers": 1}))
-    blocks = {int(name.split(".")[1]) for name in found if name.startswith("blocks.") and "up.weight" in name}
+    parameters = shapes(make({**inner, "model.k_interior_layers": 1}))
+    blocks = {int(name.split(".")[1]) for name in parameters if name.startswith("blocks.") and "up.weight" in name}
     assert blocks == {0, 1, 5}
-    ranks = {min(shape) for name, shape in found.items() if "difference" in name}
+    ranks = {min(shape) for name, shape in parameters.items() if "difference" in name}
     assert ranks == {2}
     other: Any = make({**inner, "model.k_interior_layers": 0, "model.lora_alpha": 3}).config.model.sharing  # pyright: ignore
     assert (other.first_blocks, other.last_blocks, other.scale) == (1, 0, 1.5)
@@ -56,7 +56,7 @@ def test_shared_inside(make: Make) -> None:
 
 @changes("model.embedding_dim")
 def test_embedding_width(make: Make) -> None:
-    """It is a second word for the width, and in experiments another one."""
+    """It repeats the width; another width is an experiment."""
     assert shapes(make({"model.embedding_dim": 16}))["embedding.weight"][1] == 16
     assert EXPERIMENT in refused(make, {"model.embedding_dim": 8})
 
@@ -64,19 +64,19 @@ def test_embedding_width(make: Make) -> None:
 @each_changes("part", ("model.ffn_weight_tying", "up.weight"), ("model.c_proj_weight_tying", "output.weight"))
 def test_tied_in_all_blocks(make: Make, key: str, part: str) -> None:
     apart, together = make(), make({key: True})
-    counts = [sum(part in one for one in shapes(made)) for made in (apart, together)]
+    counts = [sum(part in name for name in shapes(made)) for made in (apart, together)]
     assert counts == [2, 1]
-    assert sum("norm.weight" in one for one in shapes(together)) == 5
+    assert sum("norm.weight" in name for name in shapes(together)) == 5
 
 
 @changes("model.freeze_core")
 def test_freeze_core(make_hf: Make) -> None:
-    def free(changes: dict[str, Any]) -> set[str]:
-        return {name for name, one in own(make_hf(changes)).named_parameters() if one.requires_grad}
+    def trained(changes: dict[str, Any]) -> set[str]:
+        parameters = own(make_hf(changes)).named_parameters()
+        return {name.split("inner.")[-1] for name, parameter in parameters if parameter.requires_grad}
 
-    frozen, free_ = free({}), free({"model.freeze_core": False})
-    assert {name.split("inner.")[-1] for name in frozen} == {"model.embed_tokens.weight", "lm_head.weight"}
-    assert len(free_) > len(frozen)
+    assert trained({}) == {"model.embed_tokens.weight", "lm_head.weight"}
+    assert trained({"model.freeze_core": False}) > trained({})
 
 
 @changes("model.model_string")
@@ -101,11 +101,12 @@ def test_flash(make: Make) -> None:
 def test_lora(make_hf: Make) -> None:
     pytest.importorskip("peft")
     made = make_hf({"model.use_lora": True, "model.lora_targets": ["q_proj"]})
-    learns = {name: tuple(one.shape) for name, one in own(made).named_parameters() if one.requires_grad}
-    assert sorted(learns.values()) == [(8, 16), (16, 8)]
-    assert all("q_proj" in name for name in learns)
+    parameters = own(made).named_parameters()
+    trained = {name: tuple(parameter.shape) for name, parameter in parameters if parameter.requires_grad}
+    assert sorted(trained.values()) == [(8, 16), (16, 8)]
+    assert all("q_proj" in name for name in trained)
     wider = make_hf({"model.use_lora": True, "model.lora_targets": ["q_proj", "v_proj"]})
-    assert sum(one.requires_grad for one in own(wider).parameters()) == 4
+    assert sum(parameter.requires_grad for parameter in own(wider).parameters()) == 4
 
 
 def test_a_checkpoint_keeps_its_embedding_head_and_tokenizer(make_hf: Make) -> None:
@@ -113,13 +114,13 @@ def test_a_checkpoint_keeps_its_embedding_head_and_tokenizer(make_hf: Make) -> N
     kept = "hf_core keeps the embedding, the head and the tokenizer of its checkpoint"
     for name in ("embedding_model_type", "lm_head_type"):
         assert kept in refused(make_hf, {f"model.{name}": "generic"})
-    told = make_hf({"model.tokenizer_type": "gpt2"})
-    assert told.config.tokenizer.kind == "huggingface"
-    assert any("model.tokenizer_type: not read, because hf_embedder" in note for note in told.loaded.notes)
+    named = make_hf({"model.tokenizer_type": "gpt2"})
+    assert named.config.tokenizer.kind == "huggingface"
+    assert any("model.tokenizer_type: not read, because hf_embedder" in note for note in named.loaded.notes)
 
 
 @each_changes("value", ("model.embedding_model_type", "hf_embedder"), ("model.lm_head_type", "hf_head"))
-def test_a_part_of_hf_alone(make: Make, key: str, value: str) -> None:
+def test_a_part_of_hf_core(make: Make, key: str, value: str) -> None:
     assert "works with core_model_type: hf_core only" in refused(make, {key: value})
 
 
@@ -136,20 +137,20 @@ def test_tied_embedding(make: Make) -> None:
     ("model.attn.normalization", lambda m: m.blocks[0].attention_norm, "model.attn.bias"),
 )
 def test_the_norm_of_a_place(make: Make, key: str, find: Callable[[Any], Any], bias: str) -> None:
-    """It alone changes, and its bias is that of the section that it stands in."""
+    """Only this norm changes, and it has the bias of its section."""
     x = torch.randn(3, 16) + 1
     rms, layer, none = (make({key: kind, bias: True}) for kind in ("rms_norm", "layer_norm", "none"))
     expected = [F.rms_norm(x, (16,), eps=1e-6), F.layer_norm(x, (16,), eps=1e-5), x]
-    for made, there in zip((rms, layer, none), expected, strict=True):
-        assert torch.allclose(find(own(made))(x), there, atol=1e-6)
+    for made, values in zip((rms, layer, none), expected, strict=True):
+        assert torch.allclose(find(own(made))(x), values, atol=1e-6)
     assert find(own(layer)).bias is not None
     assert find(own(make({key: "layer_norm"}))).bias is None
-    assert sum(isinstance(one, nn.LayerNorm) for one in own(layer).modules()) < 5
+    assert sum(isinstance(module, nn.LayerNorm) for module in own(layer).modules()) < 5
 
 
 @changes("model.norm_bias")
 def test_norm_bias(make: Make) -> None:
-    """Of both norms of each block, whatever the other biases are; the head has its own."""
+    """It decides for both norms of each block, over the other biases; the head has its own bias."""
     layer = {f"model.{part}": "layer_norm" for part in ("attn.normalization", "ffn.normalization")}
     layer["model.lm_head_normalization"] = "layer_norm"
     norms = {"blocks.0.attention_norm.bias", "blocks.0.feedforward_norm.bias"}
@@ -169,16 +170,16 @@ def test_norm_bias(make: Make) -> None:
     ("model.attn.attn_dropout", 2, "attention.input_dropout"),
 )
 def test_one_dropout(make: Make, key: str, count: int, name: str) -> None:
-    found = dropouts(make({key: 0.25}))
-    assert set(found.values()) == {0.25}
-    assert len(found) == count
-    assert all(one.endswith(name) for one in found)
+    rates = dropouts(make({key: 0.25}))
+    assert set(rates.values()) == {0.25}
+    assert len(rates) == count
+    assert all(module.endswith(name) for module in rates)
     assert not dropouts(make({key: False}))
 
 
 @changes("model.positional_encoding_type")
 def test_positions(make: Make) -> None:
-    """Learned vectors are parameters; without any position, and full attention, the order of tokens says nothing."""
+    """Learned vectors are parameters; without positions bidirectional attention does not see the order of tokens."""
 
     def knows_order(kind: str) -> bool:
         made = make({"model.positional_encoding_type": kind, "model.attn.attn_type": "bidirectional"})
@@ -195,7 +196,7 @@ def test_positions(make: Make) -> None:
 WIDE = {"model.ffn.ffn_dim": 2048}
 
 
-def spread(made: Made) -> float:
+def weight_std(made: Made) -> float:
     """Standard deviation of the weights of the first feed-forward layer."""
     return float(own(made).blocks[0].feedforward.up.weight.detach().std())
 
@@ -204,7 +205,7 @@ def spread(made: Made) -> float:
 def test_initialization(make: Make) -> None:
     fan_in, fan_out = 16, 2048
     kaiming, xavier, none, null = (
-        spread(make(WIDE | {"model.initialization_fn": kind})) for kind in ("kaiming", "xavier", "none", None)
+        weight_std(make(WIDE | {"model.initialization_fn": kind})) for kind in ("kaiming", "xavier", "none", None)
     )
     assert kaiming == pytest.approx(math.sqrt(2 / fan_in), rel=0.02)
     assert xavier == pytest.approx(math.sqrt(2 / (fan_in + fan_out)), rel=0.02)
@@ -213,20 +214,20 @@ def test_initialization(make: Make) -> None:
 
 @changes("model.gain")
 def test_gain(make: Make) -> None:
-    one, two = (spread(make(WIDE | {"model.initialization_fn": "xavier", "model.gain": g})) for g in (1.0, 2.0))
+    one, two = (weight_std(make(WIDE | {"model.initialization_fn": "xavier", "model.gain": g})) for g in (1.0, 2.0))
     assert two == pytest.approx(2 * one, rel=1e-4)
     assert "is for initialization_fn: xavier" in refused(make, {"model.gain": 2.0})
 
 
 @changes("model.mode")
 def test_mode(make: Make) -> None:
-    assert spread(make(WIDE | {"model.mode": "fan_out"})) == pytest.approx(math.sqrt(2 / 2048), rel=0.02)
+    assert weight_std(make(WIDE | {"model.mode": "fan_out"})) == pytest.approx(math.sqrt(2 / 2048), rel=0.02)
 
 
 @changes("model.nonlinearity")
 def test_nonlinearity(make: Make) -> None:
-    assert spread(make(WIDE | {"model.nonlinearity": "tanh"})) == pytest.approx(5 / 3 / math.sqrt(16), rel=0.02)
-    assert spread(make(WIDE | {"model.nonlinearity": "linear"})) == pytest.approx(1 / math.sqrt(16), rel=0.02)
+    assert weight_std(make(WIDE | {"model.nonlinearity": "tanh"})) == pytest.approx(5 / 3 / math.sqrt(16), rel=0.02)
+    assert weight_std(make(WIDE | {"model.nonlinearity": "linear"})) == pytest.approx(1 / math.sqrt(16), rel=0.02)
 
 
 @changes("model.ffn.ffn_type")
@@ -240,7 +241,7 @@ def test_ffn_type(make: Make) -> None:
 @changes("model.ffn.activation")
 def test_activation(make: Make) -> None:
     x = torch.randn(5, 16)
-    known = {
+    functions = {
         "gelu": F.gelu,
         "relu": F.relu,
         "leakyrelu": lambda x: F.leaky_relu(x, 0.01),
@@ -249,32 +250,29 @@ def test_activation(make: Make) -> None:
         "silu": F.silu,
         "none": lambda x: x,
     }
-    for name, function in known.items():
+    for name, function in functions.items():
         ffn = own(make({"model.ffn.activation": name})).blocks[0].feedforward
         assert torch.allclose(ffn(x), ffn.down(function(ffn.up(x))), atol=1e-6), name
 
 
-def heads(q: int | None, kv: int, group: int | None = None) -> Callable[[Make], tuple[int, int]]:
-    def read(make: Make) -> tuple[int, int]:
-        changes = {"model.attn.num_q_heads": q, "model.attn.num_kv_heads": kv, "model.attn.group_size": group}
-        attention = own(make(changes)).blocks[0].attention
-        assert attention.qkv.weight.shape == ((attention.heads + 2 * attention.kv_heads) * 16 // attention.heads, 16)
-        return attention.heads, attention.kv_heads
-
-    return read
+def heads(make: Make, q: int | None, kv: int) -> tuple[int, int]:
+    """Query heads and key heads of the model."""
+    attention = own(make({"model.attn.num_q_heads": q, "model.attn.num_kv_heads": kv})).blocks[0].attention
+    assert attention.qkv.weight.shape == ((attention.heads + 2 * attention.kv_heads) * 16 // attention.heads, 16)
+    return attention.heads, attention.kv_heads
 
 
 @changes("model.attn.num_kv_heads", "model.attn.num_q_heads")
 def test_kv_heads(make: Make) -> None:
-    assert heads(None, 4)(make) == (4, 4)
-    assert heads(4, 2)(make) == (4, 2)
-    assert heads(2, 4)(make) == (4, 2)  # STLM's own files have them swapped
+    assert heads(make, None, 4) == (4, 4)
+    assert heads(make, 4, 2) == (4, 2)
+    assert heads(make, 2, 4) == (4, 2)  # STLM's own files have them swapped
     assert "does not divide" in refused(make, {"model.attn.num_q_heads": 4, "model.attn.num_kv_heads": 3})
 
 
 @changes("model.attn.group_size")
 def test_group_size(make: Make) -> None:
-    assert heads(4, 4, None)(make) == (4, 4)
+    assert heads(make, 4, 4) == (4, 4)
     without = make({"model.attn.num_heads": 4, "model.attn.group_size": 4}, without=["model.attn.num_kv_heads"])
     assert (own(without).blocks[0].attention.heads, own(without).blocks[0].attention.kv_heads) == (4, 1)
     assert "does not divide the 2 heads" in refused(make, {"model.attn.group_size": 3})
@@ -296,21 +294,6 @@ def test_attn_type(make: Make) -> None:
     assert any("next_token_mlm hides" in note for note in both.loaded.notes)
 
 
-@changes("model.model_shell_type")
-def test_byte_shell(make: Make) -> None:
-    assert EXPERIMENT in refused(make, {"model.model_shell_type": "byte_autoencoder_shell"})
-    for shell, weight in (("standard", 0.0), ("byte_shell", 1.0)):
-        assert own(make(BYTES | {"model.model_shell_type": shell})).head.reconstruction == weight
-
-
-@changes("model.byte_context_window", "model.byte_embedding_dim")
-def test_byte_sizes(make: Make) -> None:
-    made = make(BYTES | {"model.byte_context_window": 7, "model.byte_embedding_dim": 24})
-    for end in ("embedding", "head"):
-        assert shapes(made)[f"{end}.position.weight"] == (7, 24)
-    assert own(made).embedding.spelling.symbols.shape == (300, 7)
-
-
 @each_changes(
     "value name expected",
     ("model.hidden_dim", 32, "embedding.weight", (300, 32)),
@@ -327,11 +310,6 @@ def test_a_size(make: Make, key: str, value: int, name: str, expected: tuple[int
 )
 def test_biases(make: Make, key: str, expected: set[str]) -> None:
     assert {name.split(".", 1)[-1] for name in only_in(make({key: True}), make())} == expected
-
-
-@changes("model.byte_vocab_size")
-def test_byte_vocab_size(make: Make) -> None:
-    assert "model.byte_vocab_size: must be 258" in refused(make, BYTES | {"model.byte_vocab_size": 300})
 
 
 @changes("model.attn.head_dim")

@@ -32,7 +32,7 @@ OLD = {
 RATES = [6e-4 * share for share in (0.0, 0.5, 1.0, 0.7, 0.1)]
 
 
-def of(made: Made) -> TorchOptimizerConfig:
+def optimizer_of(made: Made) -> TorchOptimizerConfig:
     return cast(TorchOptimizerConfig, made.config.optimizer)
 
 
@@ -101,7 +101,7 @@ def test_a_value_of_the_optimizer(make: Make, key: str, value: float, read: Call
 
 @changes("trainer.optimizer.grad_clip")
 def test_clip(make: Make) -> None:
-    """Without a limit a step of SGD is the gradient; with one it is as long as the limit."""
+    """Without a limit a step of SGD is the gradient; with a limit the limit is its length."""
 
     def step_length(limit: float) -> float:
         made = make(
@@ -127,13 +127,14 @@ def test_lr(make: Make) -> None:
 
 @changes("trainer.optimizer.decoupled_weight_decay")
 @pytest.mark.parametrize("decoupled", [True, False])
-def test_lion_is_that_of_the_paper_and_its_decoupled_decay_is_all_of_it_at_the_highest_rate(
+def test_lion_is_that_of_the_paper_and_its_decoupled_decay_is_whole_at_the_highest_rate(
     decoupled: bool, make: Make
 ) -> None:
-    """Algorithm 2 of Chen et al. 2023; lion-pytorch, on which STLM's class rests, divides a decoupled decay by `lr`."""
+    """Algorithm 2 of Chen et al. 2023; lion-pytorch, which STLM's class copies, divides a decoupled decay by `lr`."""
     made = make(OLD | {f"{KEYS}.optimizer_name": "lion", f"{KEYS}.decoupled_weight_decay": decoupled})
-    assert (of(made).name, of(made).decay, of(made).arguments) == ("Lion", "all", {"betas": [0.9, 0.95]})
-    assert of(made).weight_decay == pytest.approx(0.1 / 6e-4 if decoupled else 0.1)
+    lion = optimizer_of(made)
+    assert (lion.name, lion.decay, lion.arguments) == ("Lion", "all", {"betas": [0.9, 0.95]})
+    assert lion.weight_decay == pytest.approx(0.1 / 6e-4 if decoupled else 0.1)
     pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
     weights = [parameter.detach() for parameter in Small().parameters()]
     averages = [torch.zeros_like(weight) for weight in weights]
@@ -148,10 +149,11 @@ def test_lion_is_that_of_the_paper_and_its_decoupled_decay_is_all_of_it_at_the_h
 
 @changes("trainer.optimizer.gradient_filter")
 def test_the_grokfast_filter_adds_twice_the_average_of_gradients(make: Make) -> None:
-    """Lee et al. 2024, algorithm 1 with the average of their code, in front of PyTorch's AdamW."""
+    """Lee et al. 2024, algorithm 1 with the average of their code, before PyTorch's AdamW."""
     name = {f"{KEYS}.optimizer_name": "nanoGPTadamW"}
     made = make(OLD | name | {f"{KEYS}.gradient_filter": "grokfast_ema"})
-    assert (of(made).kind, of(made).decay, made.config.train.clip_norm) == ("torch", "matrices", 1.0)
+    assert (optimizer_of(made).kind, optimizer_of(made).decay) == ("torch", "matrices")
+    assert made.config.train.clip_norm == 1.0
     for none in ("None", "none", False, None):
         assert make(OLD | name | {f"{KEYS}.gradient_filter": none}).config == make(OLD | name).config
     assert "must be" in refused(make, {f"{KEYS}.gradient_filter": "grokfast_ma"})
@@ -187,9 +189,10 @@ def test_adabelief_is_rectified_as_in_its_first_code(make: Make) -> None:
 
 
 @changes("trainer.optimizer.momentum")
-def test_a_momentum_is_that_of_the_classes_that_have_one(make: Make) -> None:
+def test_a_momentum_is_read_by_the_classes_that_have_one(make: Make) -> None:
     shampoo = make(OLD | {f"{KEYS}.optimizer_name": "shampoo", f"{KEYS}.momentum": 0.5})
-    assert (of(shampoo).name, of(shampoo).arguments, of(shampoo).weight_decay) == ("Shampoo", {"momentum": 0.5}, 0.1)
+    optimizer = optimizer_of(shampoo)
+    assert (optimizer.name, optimizer.arguments, optimizer.weight_decay) == ("Shampoo", {"momentum": 0.5}, 0.1)
     assert noted(shampoo, "beta1: Shampoo has no betas")
     assert noted(shampoo, "STLM's own shampoo cannot take a step")
     sgd = make({f"{KEYS}.optimizer_name": "SGD", f"{KEYS}.momentum": 0.5})
@@ -200,9 +203,10 @@ def test_a_momentum_is_that_of_the_classes_that_have_one(make: Make) -> None:
     assert noted(other, "decoupled_weight_decay: STLM reads it with lion only")
 
 
-def test_what_a_class_does_not_have_is_noted_as_stlm_does_not_read_it_either(make: Make) -> None:
+def test_a_key_that_a_class_does_not_have_is_named_in_a_note(make: Make) -> None:
     rprop = make(OLD | {f"{KEYS}.optimizer_name": "rprop"})
-    assert (of(rprop).name, of(rprop).weight_decay, of(rprop).arguments) == ("Rprop", 0.0, {})
+    optimizer = optimizer_of(rprop)
+    assert (optimizer.name, optimizer.weight_decay, optimizer.arguments) == ("Rprop", 0.0, {})
     assert noted(rprop, "weight_decay: Rprop has none")
     assert noted(rprop, "beta2: Rprop has no betas")
     assert type(rprop.optimizer) is torch.optim.Rprop
@@ -215,7 +219,7 @@ def test_what_a_class_does_not_have_is_noted_as_stlm_does_not_read_it_either(mak
 
 
 @changes("trainer.optimizer.betas")
-def test_betas_are_both_of_them(make: Make) -> None:
+def test_betas_are_beta1_and_beta2(make: Make) -> None:
     flat = make({f"{KEYS}.betas": [0.8, 0.98]})
     assert flat.config == make({f"{KEYS}.beta1": 0.8, f"{KEYS}.beta2": 0.98}).config
     assert "betas: repeats beta1 and beta2" in refused(make, {f"{KEYS}.betas": [0.8, 0.98], f"{KEYS}.beta1": 0.8})
@@ -223,10 +227,10 @@ def test_betas_are_both_of_them(make: Make) -> None:
     assert "betas: is not read with params; put it into them" in refused(make, beside)
 
 
-def test_params_are_those_of_the_class_and_what_they_leave_out_is_its_own(make: Make) -> None:
-    soap = make({"trainer.optimizer_name": "Soap", "trainer.optimizer_params": {"betas": [0.9, 0.98]}})
-    assert (of(soap).name, of(soap).decay) == ("SOAP", "all")
-    assert (of(soap).lr, of(soap).weight_decay, of(soap).arguments) == (3e-3, 0.01, {"betas": [0.9, 0.98]})
+def test_params_are_arguments_of_the_class_with_its_defaults(make: Make) -> None:
+    soap = optimizer_of(make({"trainer.optimizer_name": "Soap", "trainer.optimizer_params": {"betas": [0.9, 0.98]}}))
+    assert (soap.name, soap.decay) == ("SOAP", "all")
+    assert (soap.lr, soap.weight_decay, soap.arguments) == (3e-3, 0.01, {"betas": [0.9, 0.98]})
     libraries: list[Any] = [torch.optim]
     if importlib.util.find_spec("pytorch_optimizer"):
         libraries.append(importlib.import_module("pytorch_optimizer"))
@@ -238,7 +242,7 @@ def test_params_are_those_of_the_class_and_what_they_leave_out_is_its_own(make: 
         takes = inspect.signature(found).parameters
         decay = takes["weight_decay"].default if "weight_decay" in takes else 0.0
         assert OPTIMIZER_DEFAULTS.get(name, (1e-3, 0.0)) == (takes["lr"].default, decay), name
-        assert of(make({KEYS: {"name": name.lower(), "params": {}}})).lr == takes["lr"].default
+        assert optimizer_of(make({KEYS: {"name": name.lower(), "params": {}}})).lr == takes["lr"].default
 
 
 @pytest.mark.parametrize(
@@ -251,7 +255,7 @@ def test_params_are_those_of_the_class_and_what_they_leave_out_is_its_own(make: 
         ("SparseAdam", "needs sparse gradients"),
     ],
 )
-def test_an_optimizer_that_no_run_can_have_is_refused_for_its_reason(name: str, reason: str, make: Make) -> None:
+def test_an_optimizer_that_no_run_can_have_is_refused_with_the_reason(name: str, reason: str, make: Make) -> None:
     sizes = {f"{KEYS}.{size}": 4 for size in ("hidden_dim", "n_heads", "n_kv_heads")}
     found = refused(make, sizes | {f"{KEYS}.optimizer_name": name})
     assert f"'{name}' {reason}" in found
@@ -259,8 +263,8 @@ def test_an_optimizer_that_no_run_can_have_is_refused_for_its_reason(name: str, 
     assert noted(make(sizes), "n_heads: only adam_mini asks for it")
 
 
-def test_a_warm_up_that_the_run_does_not_finish_rises_as_far_as_it_comes(make: Make) -> None:
-    """`lr * step / warmup_iters`, and steps count from 0, whatever stands in front of the rest of the schedule."""
+def test_a_warm_up_that_is_longer_than_the_run_rises_to_its_end(make: Make) -> None:
+    """The rate is `lr * step / warmup_iters`, with steps from 0, for every kind of schedule after the warm-up."""
     for more in ({}, {"trainer.decay_lr": False}, {"trainer.lr_decay_iters": 2}):
         made = make({"trainer.warmup_iters": 50, f"{KEYS}.lr": 0.5} | more)
         assert rates(made) == pytest.approx([0.5 * step / 50 for step in range(4)])
@@ -271,6 +275,6 @@ def test_a_warm_up_that_the_run_does_not_finish_rises_as_far_as_it_comes(make: M
     assert whole.config.schedule.kind == "cosine"
 
 
-def test_a_scheduler_may_be_named_in_a_section_of_its_own_name(make: Make) -> None:
+def test_a_scheduler_may_be_named_by_the_key_of_its_section(make: Make) -> None:
     constant = make({"trainer.lr_scheduler": {"lr_scheduler": "constant"}})
     assert constant.config == make({"trainer.lr_scheduler": "constant"}).config

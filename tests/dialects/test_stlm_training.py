@@ -75,18 +75,18 @@ DROPOUT = (
 
 @changes(*(f"trainer.dropout_scheduler.{name}" for name in DROPOUT))
 def test_dropout_schedule(make: Make) -> None:
-    def kept(**keys: Any) -> list[float]:
+    def rates_of(**keys: Any) -> list[float]:
         config = make({f"trainer.dropout_scheduler.{name}": value for name, value in keys.items()}).config
-        found = [dropout_rate(config.dropout_schedule, step, 4) for step in range(1, 5)]
-        assert None not in found
-        return found  # pyright: ignore[reportReturnType]
+        rates = [dropout_rate(config.dropout_schedule, step, 4) for step in range(1, 5)]
+        assert None not in rates
+        return rates  # pyright: ignore[reportReturnType]
 
-    assert kept(dropout_type="constant", dropout=0.1) == [0.1] * 4
-    line = kept(dropout_type="linear", start_dropout_p=0.0, end_dropout_p=0.2, start_iter=1, end_iter=3)
+    assert rates_of(dropout_type="constant", dropout=0.1) == [0.1] * 4
+    line = rates_of(dropout_type="linear", start_dropout_p=0.0, end_dropout_p=0.2, start_iter=1, end_iter=3)
     assert line == pytest.approx([0.0, 0.0, 0.1, 0.2])
-    whole = kept(dropout_type="linear", start_dropout_p=0.0, end_dropout_p=1.0, start_iter=1, end_iter=3)
-    assert whole == [0.0, 0.0, 0.5, 1.0]  # its steps count from 0, and the rate is set before the step
-    up = kept(dropout_type="triangle", dropout_trough=0.1, dropout_peak=0.3, num_iterations=4, num_cycles=2)
+    whole = rates_of(dropout_type="linear", start_dropout_p=0.0, end_dropout_p=1.0, start_iter=1, end_iter=3)
+    assert whole == [0.0, 0.0, 0.5, 1.0]  # steps count from 0
+    up = rates_of(dropout_type="triangle", dropout_trough=0.1, dropout_peak=0.3, num_iterations=4, num_cycles=2)
     assert up == pytest.approx([0.1, 0.3, 0.1, 0.3])
     beside = make({f"trainer.dropout_scheduler.{name}": value for name, value in BESIDE.items()})
     schedule: Any = beside.config.dropout_schedule
@@ -196,7 +196,5 @@ def test_checkpoint_dir(make: Make) -> None:
         ("train", {"quintet.train.device": "mps"}, "quintet.train.device: this machine has no mps device"),
     ],
 )
-def test_every_verb_speaks_of_the_keys_of_the_file(
-    verb: str, changes: dict[str, Any], message: str, said: Said
-) -> None:
+def test_every_command_names_the_keys_of_the_file(verb: str, changes: dict[str, Any], message: str, said: Said) -> None:
     assert [line for line in said(verb, changes) if line.startswith(message)]

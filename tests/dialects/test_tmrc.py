@@ -59,9 +59,9 @@ def test_heads(make: Make) -> None:
 
 @changes("training.shuffle")
 def test_shuffles(make: Make) -> None:
-    as_it_stands, shuffled = make({"training.shuffle": False}), make()
-    epoch = as_it_stands.run.data.epoch_samples // 4
-    assert same(as_it_stands.batch(0), as_it_stands.batch(epoch)) == (as_it_stands.run.data.epoch_samples % 4 == 0)
+    ordered, shuffled = make({"training.shuffle": False}), make()
+    epoch = ordered.run.data.epoch_samples // 4
+    assert same(ordered.batch(0), ordered.batch(epoch)) == (ordered.run.data.epoch_samples % 4 == 0)
     first = [
         np.concatenate([shuffled.batch(step).inputs for step in range(start, start + epoch)]) for start in (0, epoch)
     ]
@@ -110,7 +110,7 @@ def test_flex(make: Make) -> None:
 
 @changes("model.mask")
 def test_mask(make: Make) -> None:
-    """Under causal_document what a token sees of earlier documents is nothing."""
+    """Under causal_document a token sees no earlier document."""
     apart, together = make(), make({"model.mask": "causal"})
     assert apart.batch().documents is not None
     assert together.batch().documents is None

@@ -23,7 +23,7 @@ from quintet.train.check import check_training
 DIALECT = "tmrc"
 
 
-def test_hydra_version_base_rules_the_composition(tmp_path: Path, base: dict[str, Any]) -> None:
+def test_version_base_decides_the_composition(tmp_path: Path, base: dict[str, Any]) -> None:
     (tmp_path / "conf").mkdir()
     file = tmp_path / "conf/train.yaml"
     file.write_text(yaml.safe_dump({"defaults": ["_self_"], "HydraConf": {"version_base": "0.9"}, **base}))
@@ -34,7 +34,7 @@ def test_hydra_version_base_rules_the_composition(tmp_path: Path, base: dict[str
 
 
 def test_the_default_model_has_as_many_parameters_as_the_original(make: Make, base: dict[str, Any]) -> None:
-    """58,401,152 with the document's 8 layers, 52,099,456 with the 6 of its newest file (counted from its own code)."""
+    """58,401,152 with the document's 8 layers, 52,099,456 with the 6 of its newest file (counted from TMRC's code)."""
     for model, count in ({}, 58_401_152), ({"model": {"n_layer": 6}}, 52_099_456):
         config = make(model, without=["model", "tokenizer.vocab_size"]).config
         assert count_parameters(config.model, config.model.vocab_size, config.data.sequence_length).total == count
@@ -86,7 +86,7 @@ def test_a_name_that_interpolations_use_need_not_be_a_key(make: Make) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_what_the_data_lack_is_said_at_the_dialects_key_and_hydra_is_quiet(
+def test_missing_data_are_named_at_the_dialects_key_without_warnings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., tuple[int, str, str]]
 ) -> None:
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "nowhere"))
@@ -97,7 +97,7 @@ def test_what_the_data_lack_is_said_at_the_dialects_key_and_hydra_is_quiet(
     assert len(err.splitlines()) == 1
 
 
-def test_flash_attention_trains_with_dropout_where_its_kernel_cannot_drop(make: Make) -> None:
+def test_flash_attention_trains_with_dropout(make: Make) -> None:
     flash = {"model.flash": True, "model.flex": False, "model.mask": "causal", "model.dropout_p": 0.1}
     made = make({**flash, "training.train_steps": 1})
     assert len(made.metrics("train/loss")) == 1
@@ -115,7 +115,7 @@ def test_training_from_ids_needs_no_tokenizer(make: Make, dataset: Path, tmp_pat
     assert "tokenizer.name: the id that ends a document is not known" in refused(make, other)
 
 
-def test_check_says_that_a_cpu_does_not_train_in_fp16(make: Make) -> None:
+def test_check_refuses_fp16_on_a_cpu(make: Make) -> None:
     made = make({"model.autocast_precision": "float16", "quintet": {"train": {"device": "cpu"}}})
     with pytest.raises(UserError, match=r"train\.precision: fp16 .* a CPU, and that is the device here"):
         check_training(made.config)
@@ -134,7 +134,5 @@ TOO_SHORT = "datasets.name: words has 0 tokens to train on, fewer than the 100,0
         ("train", {"quintet.train.device": "mps"}, "quintet.train.device: this machine has no mps device"),
     ],
 )
-def test_every_verb_speaks_of_the_keys_of_the_file(
-    verb: str, changes: dict[str, Any], message: str, said: Said
-) -> None:
+def test_every_command_names_the_keys_of_the_file(verb: str, changes: dict[str, Any], message: str, said: Said) -> None:
     assert [line for line in said(verb, changes) if line.startswith(message)]

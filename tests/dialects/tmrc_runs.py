@@ -15,7 +15,7 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples/tmrc/gpt.yaml"
 
 
 def write_dataset(folder: Path, documents: int = 60, tokenizer: str = "t5-base") -> Path:
-    """A tokenized dataset as tatm writes one: documents of 5 to 30 ids, each ended by id 1, and zeros at the end."""
+    """A tokenized dataset as tatm writes one: documents of 5 to 30 ids that end with id 1, then zeros."""
     draw = np.random.default_rng(3)
     ids = [np.append(draw.integers(2, VOCAB, draw.integers(5, 30)), 1) for _ in range(documents)]
     folder.mkdir()

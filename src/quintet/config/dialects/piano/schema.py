@@ -72,9 +72,7 @@ class System(DialectSection):
     """Device and precision."""
 
     device: Device = key("cuda", "where to train", to="train.device")
-    dtype: Precision = key(
-        "float16", "precision of the matrix products; float16 on a GPU only", affects="train.precision"
-    )
+    dtype: Precision = key("float16", "precision of matrix products; float16 on GPUs only", affects="train.precision")
     compile: bool = key(True, "compile the blocks on a GPU; false never does", affects="train.compile")
     data_workers: Count = key(64, "processes that prepare data", affects="data.processes")
 
@@ -82,9 +80,7 @@ class System(DialectSection):
 class Ddp(DialectSection):
     """Distributed training."""
 
-    backend: Text = key(
-        "nccl", "backend of torch.distributed", no_effect="the device decides: NCCL for GPUs, gloo for CPUs"
-    )
+    backend: Text = key("nccl", "distributed backend", no_effect="the device decides: NCCL for GPUs, gloo for CPUs")
 
 
 class Data(DialectSection):
@@ -126,9 +122,7 @@ class Dataset(DialectSection):
         None, "data sets to train on, the split `train` of each; must be given for music", affects="data.sources"
     )
     pause_detection_threshold: AboveZero = key(
-        4.0,
-        "a piece is cut where nothing sounds for more than these seconds",
-        affects=("data.sources", "data.validation_sources"),
+        4.0, "seconds of silence at which a piece is cut", affects=("data.sources", "data.validation_sources")
     )
     augmentation: Augmentation
     dataset_class: Literal["AugmentedDataset", "MidiTokenizedDataset"] | None = key(
@@ -200,10 +194,7 @@ class Optimizer(DialectSection):
     """AdamW, and the length of a run."""
 
     gradient_accumulation_steps: Positive = key(
-        16,
-        "passes whose gradients make one step",
-        to="train.accumulation",
-        aliases="training.gradient_accumulation_steps",
+        16, "passes per step", to="train.accumulation", aliases="training.gradient_accumulation_steps"
     )
     max_iters: Positive = key(300000, "optimizer steps", to="train.steps")
     weight_decay: NotNegative = key(0.1, "decay of matrices", to="optimizer.weight_decay")
@@ -215,9 +206,7 @@ class Optimizer(DialectSection):
 class Lr(DialectSection):
     """The learning rate."""
 
-    learning_rate: NotNegative = key(
-        8e-05, "highest learning rate", to="optimizer.lr", aliases="optimizer.learning_rate"
-    )
+    learning_rate: NotNegative = key(8e-05, "peak learning rate", to="optimizer.lr", aliases="optimizer.learning_rate")
     min_lr: NotNegative = key(8e-06, "learning rate at the end of the decay", affects="schedule.min_lr")
     warmup_iters: Count = key(1000, "steps in which the learning rate rises", affects="schedule.warmup_steps")
     decay_lr: bool = key(
@@ -236,9 +225,7 @@ class Logging(DialectSection):
 
     wandb_log: bool = key(True, "log to Weights & Biases", affects="track")
     wandb_project: Text = key("piano-gpt", "project there", affects="track")
-    log_interval: Positive = key(
-        20, "steps between logs of training metrics: progress lines and trackers", to="train.log_every"
-    )
+    log_interval: Positive = key(20, "steps between logs of training metrics", to="train.log_every")
     wandb_entity: Text | None = key(None, "team there", affects="track", documented=False)
     wandb_run_name_suffix: Text | None = key(
         None, "name there, after midi-gpt2-", affects="track", aliases=".run_name_suffix", documented=False
@@ -288,9 +275,7 @@ class File(DialectSection):
         "steps between validations, the first after the first step; also between checkpoints",
         affects=("evaluate.every", "evaluate.offset", "checkpoint.every"),
     )
-    eval_iters: Positive = key(
-        100, "batches of each split in a validation", affects=("evaluate.samples", "evaluate.samples_each")
-    )
+    eval_iters: Positive = key(100, "batches per split", affects=("evaluate.samples", "evaluate.samples_each"))
     eval_only: bool = key(False, "validate and do not train", to="evaluate.only")
     logging: Logging
     out_dir: Text | None = key(
@@ -318,9 +303,5 @@ class File(DialectSection):
         affects=("data.validation_sources", "evaluate.best_by"),
         documented=False,
     )
-    temperature: NotNegative | None = key(
-        None, "temperature of the generated pieces", documented=False, unsupported=_GENERATES
-    )
-    n_eval_samples: Positive | None = key(
-        None, "pieces that an evaluation generates", documented=False, unsupported=_GENERATES
-    )
+    temperature: NotNegative | None = key(None, "temperature of generation", documented=False, unsupported=_GENERATES)
+    n_eval_samples: Positive | None = key(None, "pieces to generate", documented=False, unsupported=_GENERATES)

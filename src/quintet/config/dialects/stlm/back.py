@@ -36,7 +36,6 @@ def back(config: RunConfig, put: Put) -> None:
         "trainer.eval.text_modeling_eval": evaluate.text_modeling is not None,
         "trainer.checkpoint_interval": _NEVER if config.checkpoint.every is None else config.checkpoint.every,
         "general.device": None if config.train.device == "auto" else config.train.device,
-        "general.logging.wandb_run_name": config.name,
     }
     for track in config.track:
         if track.kind == "wandb":

@@ -11,6 +11,7 @@ from quintet.config.dialects.stlm.values import EXPERIMENT, words
 from quintet.config.dialects.types import Count, Device, FalseIsZero, Fraction, NotNegative, Positive, Share, Text
 from quintet.config.section import key
 
+_TASKS = ("evaluate.tasks", "evaluate.tasks_every")
 _OF_ADAM_MINI = "only adam_mini asks for it"
 
 
@@ -41,9 +42,7 @@ class Dataloader(DialectSection):
         affects=("data.packing", "loss.kind", "loss.predict_at"),
         aliases="trainer.dataloader_name",
     )
-    tokenized_data_dir: Text | None = unlisted(
-        None, "folder of tokenized data", no_effect="STLM reads general.paths.data_dir instead"
-    )
+    tokenized_data_dir: Text | None = unlisted(None, "tokenized data", no_effect="STLM reads general.paths.data_dir")
 
 
 class Datasampling(DialectSection):
@@ -143,9 +142,7 @@ class Evaluator(DialectSection):
 
     evaluator: values.Evaluator = key("mcq", "how the benchmarks are asked", affects="evaluate.tasks")
     benchmarks: values.Benchmarks = key((), "mcq, ft_qa: benchmarks", affects="evaluate.tasks")
-    num_samples: Positive | None = key(
-        None, "samples of each; those of trainer.eval when not given", affects="evaluate.tasks"
-    )
+    num_samples: Positive | None = key(None, "samples of each; else those of trainer.eval", affects="evaluate.tasks")
     max_train_samples: Positive | None = key(
         None, "samples to fit a classifier to", no_effect="no classifier is fitted to the features of the model"
     )
@@ -155,12 +152,8 @@ class Evaluator(DialectSection):
 class Evaluation(DialectSection):
     """Validations, and the benchmarks with them."""
 
-    mcq_benchmarks: values.Benchmarks = key(
-        (), "multiple-choice benchmarks", affects=("evaluate.tasks", "evaluate.tasks_every")
-    )
-    benchmarks: values.Benchmarks = unlisted(
-        (), "benchmarks, newer name", affects=("evaluate.tasks", "evaluate.tasks_every"), aliases="trainer.benchmarks"
-    )
+    mcq_benchmarks: values.Benchmarks = key((), "multiple-choice benchmarks", affects=_TASKS)
+    benchmarks: values.Benchmarks = unlisted((), "benchmarks, newer name", affects=_TASKS, aliases="trainer.benchmarks")
     num_samples: Positive = key(1000, "samples of a benchmark", to="evaluate.task_samples", aliases="mcq_num_samples")
     dataset_loss_eval_iters: Positive = key(
         1000,
@@ -168,18 +161,14 @@ class Evaluation(DialectSection):
         affects="evaluate.samples",
         aliases=("eval_iters", "trainer.eval_iters", "trainer.training.eval_iters"),
     )
-    val_loss_iters: Positive | None = unlisted(
-        None, "dataset_loss_eval_iters, if that is not given", affects="evaluate.samples"
-    )
+    val_loss_iters: Positive | None = unlisted(None, "instead of dataset_loss_eval_iters", affects="evaluate.samples")
     text_modeling_eval: bool = key(True, "text modelling of held-out documents", affects="evaluate.text_modeling")
     text_generation_eval: bool = unlisted(
         False, "metrics of texts that the model generates", affects=("evaluate.text_generation", "evaluate.tasks_every")
     )
     evaluator: values.Evaluator | None = unlisted(None, "how the benchmarks are asked", affects="evaluate.tasks")
     evaluators: tuple[Evaluator, ...] = unlisted((), "older list of benchmarks")
-    eval_byte_metrics: bool | None = unlisted(
-        None, "validation loss a byte", no_effect="every validation reports bits per byte"
-    )
+    eval_byte_metrics: bool | None = unlisted(None, "loss per byte", no_effect="every validation reports bits per byte")
     text_modeling_topics: tuple[Text, ...] | None = unlisted(
         None, "topics of text_modeling_eval", no_effect="STLM never reads it"
     )
@@ -232,9 +221,7 @@ class Trainer(DialectSection):
         None, "what is done to a text", no_effect="the only one there is: texts are read as they are"
     )
     loss_fn: LossFn
-    run_eval: bool | None = unlisted(
-        None, "false makes no validations", affects=("evaluate.every", "evaluate.at_start")
-    )
+    run_eval: bool | None = unlisted(None, "false: no validations", affects=("evaluate.every", "evaluate.at_start"))
     run_profiler: bool | None = unlisted(
         None, "profile of the first steps", no_effect="a profile does not change the training; none is made"
     )
@@ -252,7 +239,7 @@ class Logging(DialectSection):
     wandb_log: bool = key(False, "metrics to Weights & Biases", affects="track")
     wandb_project: Text = key("SuperTinyLanguageModels", "project there", affects="track")
     wandb_run_name: Text | None = key(
-        None, "name of the run and its folder; else the file's", affects=("name", "track"), aliases="run_name"
+        None, "name of the run and its folder; else the file's", to="name", affects="track", aliases="run_name"
     )
     group_name: Text | None = unlisted(None, "group there", affects="track")
 
@@ -261,9 +248,7 @@ class Paths(DialectSection):
     """Folders."""
 
     output_dir: Text | None = key(None, "folder in which the run's folder is made", to="runs_dir")
-    data_dir: Text | None = key(
-        None, "folder of tokenized data and of trained tokenizers", to="data.cache_dir", aliases="data_path"
-    )
+    data_dir: Text | None = key(None, "cache of tokens and tokenizers", to="data.cache_dir", aliases="data_path")
     checkpoint_dir: Text | None = key(None, "folder of checkpoints; else in the run's", to="checkpoint.dir")
     tokenizer_dir: Text | None = unlisted(
         None, "folder of trained tokenizers", no_effect="a trained tokenizer is in data_dir, with the tokens"

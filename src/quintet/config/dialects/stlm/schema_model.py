@@ -58,9 +58,7 @@ class FeedForwardNetwork(DialectSection):
     ffn_dim: Positive | None = key(None, "feed-forward dimension", to="model.feedforward.width")
     bias: bool = key(False, "biases of its layers, and of its layer_norm", to="model.feedforward.bias")
     ffn_dropout: Dropout = key(0.0, "dropout on its input", to="model.feedforward.input_dropout", aliases="dropout")
-    activation: values.Activation = key(
-        "gelu", "generic: function between the layers", to="model.feedforward.activation"
-    )
+    activation: values.Activation = key("gelu", "generic: function between layers", to="model.feedforward.activation")
     normalization: values.Norm = key("rms_norm", "norm before it", affects=_NORMS)
 
 
@@ -125,17 +123,13 @@ class Model(DialectSection):
     k_interior_layers: Count | None = unlisted(
         None, "sharing: blocks of their own at the end, and one more at the start", affects="model.sharing"
     )
-    lora_rank: Positive | None = unlisted(
-        None, "sharing: rank of what a block adds to a shared matrix", affects="model.sharing"
-    )
+    lora_rank: Positive | None = unlisted(None, "sharing: rank of a block's own part", affects="model.sharing")
     lora_alpha: float | None = unlisted(
-        None, "sharing: lora_alpha / lora_rank scales that; 1 when not given", gt=0, affects="model.sharing"
+        None, "sharing: lora_alpha / lora_rank scales that part; 1 when not given", gt=0, affects="model.sharing"
     )
     num_layers: Positive | None = key(None, "blocks", to="model.layers", aliases="depth")
     hidden_dim: Positive | None = key(None, "size of the hidden layers", to="model.width")
-    norm_bias: bool | None = unlisted(
-        None, "biases of the blocks' layer_norm, else as attn.bias and ffn.bias say", affects=_NORMS
-    )
+    norm_bias: bool | None = unlisted(None, "biases of blocks' layer_norm; else attn.bias, ffn.bias", affects=_NORMS)
     embedding_dim: Positive | None = unlisted(
         None,
         "width of the embedding: hidden_dim, or with byte_level byte_embedding_dim",
@@ -202,9 +196,7 @@ class Model(DialectSection):
     tokenizer_simplify: bool = key(
         True, "bpe: plain letters, each digit a token", affects="tokenizer.simplify", aliases="tokenizer_simplify_data"
     )
-    tokenizer_num_reserved_tokens: Count = unlisted(
-        0, "bpe: ids of vocab_size that no text has", affects="tokenizer.vocab_size"
-    )
+    tokenizer_num_reserved_tokens: Count = unlisted(0, "bpe: unused ids of vocab_size", affects="tokenizer.vocab_size")
     lm_head_type: Annotated[str, words(f"generic hf_head {values.BYTE_HEAD} lm_head=generic")] = key(
         "generic",
         "norm and matrix, or the checkpoint's; byte_level predicts the bytes of the next token",
@@ -217,9 +209,7 @@ class Model(DialectSection):
         affects=("model.norm", "model.head.norm"),
         aliases=("model_head_norm", *_lm_head("normalization")),
     )
-    lm_head_bias: bool = key(
-        False, "bias of the head, and of its layer_norm", to="model.head.bias", aliases=_lm_head("bias")
-    )
+    lm_head_bias: bool = key(False, "biases of the head and its norm", to="model.head.bias", aliases=_lm_head("bias"))
     lm_head_dropout: Dropout = key(
         0.0, "dropout on the input of the head's matrix", to="model.head.dropout", aliases=_lm_head("dropout")
     )

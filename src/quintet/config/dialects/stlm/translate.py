@@ -80,11 +80,9 @@ def _set_data(theirs: File, native: NativeBuilder) -> None:
 
 
 def _set_logging(theirs: File, native: NativeBuilder) -> None:
-    logging, name = theirs.general.logging, theirs.general.logging.wandb_run_name
-    if name is not None:
-        native.set("name", name, "general.logging.wandb_run_name")
+    logging = theirs.general.logging
     if logging.wandb_log:
-        settings = {"project": logging.wandb_project, "name": name, "group": logging.group_name}
+        settings = {"project": logging.wandb_project, "name": logging.wandb_run_name, "group": logging.group_name}
         arguments = {argument: value for argument, value in settings.items() if value is not None}
         keys = [f"general.logging.{key}" for key in ("wandb_log", "wandb_project", "wandb_run_name", "group_name")]
         native.set("track", [{"kind": "wandb", "arguments": arguments}], *keys)

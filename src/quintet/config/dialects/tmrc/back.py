@@ -12,13 +12,11 @@ def back(config: RunConfig, put: Put) -> None:
     source = config.data.sources[0]
     put("datasets.path", getattr(source, "path", "???"))
     put("tokenizer.name", getattr(source, "tokenizer", None) or getattr(config.tokenizer, "path", "???"))
-    put("model.context_length", config.data.sequence_length)
     if isinstance(config.model, TransformerConfig):
         put("model.dropout_p", config.model.residual_dropout)
         put("model.flash", config.model.attention.backend == "flash")
         put("model.flex", config.model.attention.backend in ("auto", "flex"))
     put("model.compile_flex", config.train.compile is not False)
-    put("training.save_model", config.checkpoint.at_end)
     if config.checkpoint.every_seconds is not None:
         put("training.save_every", config.checkpoint.every_seconds)
     if any(tracker.kind == "wandb" for tracker in config.track):

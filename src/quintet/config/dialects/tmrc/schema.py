@@ -23,9 +23,7 @@ class Datasets(DialectSection):
     """A tokenized dataset of tatm."""
 
     name: Text | None = key(None, "name of the dataset, for reports", to="data.sources[0].label")
-    path: Text = key(
-        ..., "folder of the tokenized dataset, or its metadata file", affects=("data.sources", "tokenizer")
-    )
+    path: Text = key(..., "folder or metadata file of the tokenized dataset", affects=("data.sources", "tokenizer"))
     tokenizer_used: Text | None = key(
         None, "tokenizer that made the dataset; its metadata must say the same", to="data.sources[0].tokenizer"
     )
@@ -47,7 +45,7 @@ class Model(DialectSection):
         affects=("model.embedding_dropout", "model.residual_dropout", "model.attention.dropout"),
     )
     context_length: int = key(
-        512, "tokens of a sample, and most positions", ge=2, affects=("data.sequence_length", "model.context_length")
+        512, "tokens of a sample, and most positions", ge=2, to="data.sequence_length", affects="model.context_length"
     )
     autocast_precision: Precision = key(
         "bfloat16", "precision of the matrix products", to="train.precision", aliases="weight_precision"
@@ -65,9 +63,7 @@ class Model(DialectSection):
     proj_bias: bool = key(True, "bias of attention's output", to="model.attention.output_bias")
     ln_bias: bool = key(True, "biases of the layer norms", to="model.norm.bias")
     cls_head_bias: bool = key(True, "bias of the head", to="model.head.bias")
-    activation: Literal["relu", "gelu"] = key(
-        "relu", "function of the feed-forward network", to="model.feedforward.activation"
-    )
+    activation: Literal["relu", "gelu"] = key("relu", "feed-forward activation", to="model.feedforward.activation")
     mask: Literal["causal", "causal_document"] = key(
         "causal_document", "causal, or causal within each document, which needs flex", to="model.attention.mask"
     )
@@ -97,9 +93,7 @@ class Optimizer(DialectSection):
 class Tokenizer(DialectSection):
     """The tokenizer of model and dataset."""
 
-    name: Text | None = key(
-        None, "tokenizer of the model; the dataset's metadata must name it", affects="data.sources[0].tokenizer"
-    )
+    name: Text | None = key(None, "tokenizer; the dataset's metadata must name it", affects="data.sources[0].tokenizer")
     vocab_size: Positive = key(32128, "rows of embedding and head", to="model.vocab_size")
 
 
@@ -116,12 +110,10 @@ class Training(DialectSection):
         to="train.batch_size",
         affects=("data.validation", "evaluate.samples"),
     )
-    log_interval: Positive = key(
-        20, "steps between logs of training metrics: progress lines and trackers", to="train.log_every"
-    )
+    log_interval: Positive = key(20, "steps between logs of training metrics", to="train.log_every")
     val_interval: Positive = key(100, "steps between validations", to="evaluate.every", documented=False)
     shuffle: bool = key(True, "a new order of the samples in each epoch", to="data.shuffle")
-    save_model: bool = key(True, "write checkpoints", affects=("checkpoint.at_end", "checkpoint.every_seconds"))
+    save_model: bool = key(True, "write checkpoints", to="checkpoint.at_end", affects="checkpoint.every_seconds")
     save_every: AboveZero = key(3600.0, "seconds between checkpoints", affects="checkpoint.every_seconds")
     artifacts_path: Text | None = key(None, "folder in which the run's folder is made", to="runs_dir")
     use_oracle: bool = key(
@@ -139,9 +131,7 @@ class HydraConf(DialectSection):
     """How Hydra composes the file."""
 
     version_base: Text = key(
-        "1.1",
-        "the version of Hydra whose rules compose the file",
-        no_effect="Hydra has composed the file by these rules",
+        "1.1", "version of Hydra whose rules compose the file", no_effect="Hydra has composed the file by these rules"
     )
 
 

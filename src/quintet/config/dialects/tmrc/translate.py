@@ -25,8 +25,7 @@ def _set_model(theirs: File, native: NativeBuilder) -> None:
         native.set(f"model.{part}.kind", kind, "model.name")
     native.set("model.kind", "transformer", "model.name")
     native.set("model.tie_embeddings", False, "model.name")
-    for path in ("data.sequence_length", "model.context_length"):
-        native.set(path, theirs.model.context_length, "model.context_length")
+    native.set("model.context_length", theirs.model.context_length, "model.context_length")
 
 
 def _set_attention(theirs: File, native: NativeBuilder) -> None:
@@ -104,7 +103,6 @@ def _set_training(theirs: File, native: NativeBuilder) -> None:
     native.set("checkpoint.every", None, "training.save_every")
     seconds, key = (training.save_every, "save_every") if training.save_model else (None, "save_model")
     native.set("checkpoint.every_seconds", seconds, f"training.{key}")
-    native.set("checkpoint.at_end", training.save_model, "training.save_model")
     native.set("checkpoint.keep", None)
     native.set("checkpoint.keep_best", False)
     if name is not None:
