@@ -10,7 +10,7 @@ from tokenizers import models, pre_tokenizers
 
 
 def tiny_llama(vocab_size: int, **settings: Any) -> Any:
-    """A Llama of one narrow layer with 64 positions, with ``settings`` of its `LlamaConfig` instead."""
+    """Return a Llama of one narrow layer and 64 positions; ``settings`` are those of `LlamaConfig`."""
     import transformers
 
     torch.manual_seed(0)
@@ -22,7 +22,7 @@ def tiny_llama(vocab_size: int, **settings: Any) -> Any:
 
 
 def word_tokenizer(vocabulary: dict[str, int], *special: str) -> tokenizers.Tokenizer:
-    """A tokenizer whose tokens are the words between spaces; those of ``special`` are never part of a text."""
+    """Return a tokenizer of the words between spaces; ``special`` are its special tokens."""
     library = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     library.add_special_tokens(list(special))
@@ -30,15 +30,17 @@ def word_tokenizer(vocabulary: dict[str, int], *special: str) -> tokenizers.Toke
 
 
 def causal_kinds() -> list[str]:
-    """Every type of causal language model that transformers knows."""
+    """Return every model type for which transformers has a causal language model."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def laid_out(kind: str, **settings: Any) -> Any:
-    """A causal model of transformers of this type on the meta device, in its published size but with two layers where
-    that can be; None where the library cannot build it from its type alone."""
+def build_outline(kind: str, **settings: Any) -> Any:
+    """Return a causal model of this type on the meta device, in its published size but with two layers if possible.
+
+    None if the library cannot build it from its type and ``settings``.
+    """
     import transformers
 
     for layers in ({"num_hidden_layers": 2}, {}):
@@ -46,6 +48,6 @@ def laid_out(kind: str, **settings: Any) -> Any:
             config = transformers.AutoConfig.for_model(kind, **settings | layers)
             with torch.device("meta"):
                 return transformers.AutoModelForCausalLM.from_config(config)
-        except Exception:  # whatever a type does not take
+        except Exception:  # each type refuses settings in its own way
             continue
     return None

@@ -1,4 +1,4 @@
-"""What every test may use."""
+"""Fixtures for all tests; what is no fixture is in helpers.py."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.helpers import PEAK, QUICK, REPOSITORY, Command, Train, tiny_values, 
 
 from quintet.cli import main
 
-# How long an input takes depends on the machine and on its neighbours, so that no test has a deadline. The inputs of a
-# test are the same at each run, so that a change is judged by what it changes; the fuzzers draw new ones.
+# No deadline, because the time of an input depends on what else the machine does. Each run draws the same inputs, so
+# that a test fails only after a change; the fuzzers draw new ones.
 settings.register_profile("quintet", deadline=None, derandomize=True)
 settings.load_profile("quintet")
 
@@ -33,9 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """Without the garbage collector, which would take a quarter of the collection and find next to nothing.
+    """Collect tests without the garbage collector, which would take a quarter of the time and free next to nothing.
 
-    All modules and tests live to the end, so that later collections need not look at them.
+    Modules and tests live to the end of the run, so it need not look at them later either.
     """
     gc.disable()
     result = yield
@@ -45,9 +45,9 @@ def pytest_collection() -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """A line for each fuzzer: how many inputs it tried, and whether one of them failed."""
-    reports = [one for outcome in ("passed", "failed") for one in terminalreporter.stats.get(outcome, [])]
-    for report in sorted(reports, key=lambda one: one.nodeid):
+    """Print a line for each fuzzer: the number of inputs that it tried, and its outcome."""
+    stats = terminalreporter.stats
+    for report in sorted([*stats.get("passed", ()), *stats.get("failed", ())], key=lambda report: report.nodeid):
         for name, value in report.user_properties:
             if name == "inputs tried" and report.when == "call":
                 terminalreporter.write_line(f"{report.nodeid}: {value} inputs tried, {report.outcome}")
@@ -55,7 +55,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real corpora and tokenizer files, beside the checkout or named by QUINTET_SHARED."""
+    """The folder of real corpora and tokenizer files: QUINTET_SHARED, or ``shared`` beside the checkout."""
     folder = Path(os.environ.get("QUINTET_SHARED", REPOSITORY.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"no real data: {folder} does not exist (set QUINTET_SHARED)")
@@ -64,7 +64,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_tokenizer(shared: Path) -> Callable[[str], Any]:
-    """A published tokenizer of ``tokenizers/hf`` by its name; each is read once, which takes seconds."""
+    """Load a published tokenizer from ``tokenizers/hf`` by name; each is loaded once, because that takes seconds."""
     from quintet.tokenize.huggingface import huggingface_tokenizer
 
     @cache
@@ -79,14 +79,14 @@ def shared_tokenizer(shared: Path) -> Callable[[str], Any]:
 
 @pytest.fixture(scope="session")
 def _homes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """New folders, by number: pytest's own would look through those of all tests before for each."""
+    """New folders by number. pytest's ``mktemp`` would list the folders of all earlier tests for each."""
     folder = tmp_path_factory.mktemp("homes")
     return (folder / str(number) for number in count())
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Token stores and tokenizers of a test go where no other test and no user finds them."""
+    """Give each test a home of its own, so that no test finds the token stores of another or of the user."""
     home = next(_homes)
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
@@ -94,8 +94,7 @@ def _own_cache(_homes: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_wait_for_the_disk() -> Iterator[None]:
-    """What a test writes need not outlast a power cut: to wait until it is on the disk takes longer than to write it,
-    thousands of times."""
+    """Replace fsync: files of a test need not outlast a power cut, and the waits would take longer than the writes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda number: None)
         yield
@@ -103,15 +102,15 @@ def _no_wait_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _one_process() -> Iterator[None]:
-    """What torchrun tells a process is not left behind, lest the next test be taken for one of several processes."""
+    """Refuse torchrun's variables after a test: the next test would believe that it is one of several processes."""
     yield
-    left = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & os.environ.keys()
-    assert not left, f"left in the environment: {left}"
+    names = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & os.environ.keys()
+    assert not names, f"left in the environment: {names}"
 
 
 @pytest.fixture
 def cutting_ddp() -> Iterator[None]:
-    """DDP's optimizer of compiled graphs is on; pytest's monkeypatch would leave the setting deleted."""
+    """Turn DDP's optimizer of compiled graphs on. pytest's monkeypatch would delete the setting afterwards."""
     import torch._dynamo
 
     with torch._dynamo.config.patch(optimize_ddp=True):
@@ -120,16 +119,16 @@ def cutting_ddp() -> Iterator[None]:
 
 @pytest.fixture
 def python_calls() -> Callable[[Callable[[], Any]], int]:
-    """Count the calls of functions that an action makes: a measure of work that no other process changes."""
+    """Count the function calls of an action: a measure of work that does not depend on other processes."""
 
     def count_calls(action: Callable[[], Any]) -> int:
         calls = 0
 
-        def one(frame: Any, event: str, argument: Any) -> None:
+        def count(frame: Any, event: str, argument: Any) -> None:
             nonlocal calls
             calls += event in ("call", "c_call")
 
-        sys.setprofile(one)
+        sys.setprofile(count)
         try:
             action()
         finally:
@@ -141,9 +140,9 @@ def python_calls() -> Callable[[Callable[[], Any]], int]:
 
 @pytest.fixture
 def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """Train a run of some steps on a corpus of words, in a working directory of its own; returns its name.
+    """Train a run of three steps on a corpus of words in a working directory of its own, and return the run's name.
 
-    Other run files and options, as ``--report``, come before its own file.
+    Arguments are options such as ``--report`` and run files to read before the run's own.
     """
     write_corpus(tmp_path / "corpus")
     monkeypatch.chdir(tmp_path)
@@ -156,23 +155,22 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
 
 
 def assume_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure nowhere how fast the machine multiplies, which takes most of a second."""
+    """Replace the measurement of the machine's FLOP/s, which takes most of a second, by PEAK."""
     for module in ("plan.machine", "train.setup", "train.evaluation"):
         monkeypatch.setattr(f"quintet.{module}.measure_peak_flops", lambda *_: PEAK)
 
 
 @pytest.fixture
 def known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device of PEAK operations a second."""
+    """A machine with PEAK FLOP/s."""
     assume_peak(monkeypatch)
 
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run a command in this process: its exit code, standard output and standard error.
+    """Run a command in this process and return its exit code, standard output and standard error.
 
-    A training has the options QUICK; the test's own, as ``--report``, come after them. No verb measures how fast the
-    machine multiplies.
+    ``train`` gets the options QUICK before the given ones. No verb measures the FLOP/s of the machine.
     """
 
     def call(*arguments: str) -> tuple[int, str, str]:
@@ -189,12 +187,12 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A browser without a window, where the machine has one."""
+    """A headless browser; skips if none is installed."""
     playwright = pytest.importorskip("playwright.sync_api")
-    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
-    if not found:
+    paths = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    if not paths:
         pytest.skip("no browser: neither chromium, chromium-browser nor google-chrome is installed")
     with playwright.sync_playwright() as driver:
-        one = driver.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
-        yield one
-        one.close()
+        chromium = driver.chromium.launch(executable_path=paths[0], args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -1,4 +1,4 @@
-"""What tests of several folders make and read; the fixtures are in conftest.py."""
+"""Functions that tests of several folders share: run files, trained runs, and reading what they wrote."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from quintet.errors import UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORDS = ["the", "a", "cat", "dog", "saw", "chased", "small", "big", "and", "then", "it", "sat", "under", "mat", "naïve"]
 MakeConfig = Callable[..., RunConfig]
-PEAK = 1e12  # FLOP/s of a device: few tests ask for them, and measuring takes half a second at each set-up
-# Options of `quintet train`; the page at the end takes a second, and few tests look at it.
+PEAK = 1e12  # FLOP/s of a device; to measure it takes half a second per run, and few tests look at it
+# Options of `quintet train` for tests; the report takes a second, and few tests look at it.
 QUICK = ("--no-report", f"--peak-flops={PEAK}")
 Train = Callable[..., str]  # run files and sections -> name of the run (conftest.train)
 Command = Callable[..., tuple[int, str, str]]  # arguments -> exit code, standard output, standard error
 
 
 def write_corpus(folder: Path, *texts: str, files: int = 6, words: int = 300) -> Path:
-    """Write text files to a new folder and return it: ``texts``, or files of words drawn at random."""
+    """Write ``texts``, or files of random words, as text files to a new folder and return the folder."""
     draw = random.Random(5)
     folder.mkdir(parents=True)
     for index, text in enumerate(texts or (" ".join(draw.choices(WORDS, k=words)) for _ in range(files))):
@@ -46,12 +46,12 @@ def write_jsonl(file: Path, rows: Iterable[Any]) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The bytes of each file of a folder by its path in it."""
+    """Return the bytes of each file in ``folder`` by its relative path."""
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def load_script(path: str) -> Any:
-    """The script ``path`` of the repository as a module, which is no part of a package."""
+    """Import the script at ``path`` of the repository, which belongs to no package."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, REPOSITORY / path)
     assert spec is not None
     assert spec.loader is not None
@@ -61,12 +61,12 @@ def load_script(path: str) -> Any:
 
 
 def source_environment(**more: str) -> dict[str, str]:
-    """The environment in which a process of its own imports this package; ``more`` is added."""
+    """Return the environment in which a new process imports this package, with ``more`` added."""
     return {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), **more}
 
 
 def wait_until(reached: Callable[[], bool]) -> None:
-    """Wait for what another process or thread does, which on a busy machine takes long."""
+    """Wait for what another process or thread does. Raises TimeoutError after two minutes."""
     deadline = time.monotonic() + 120
     while not reached():
         if time.monotonic() > deadline:
@@ -75,17 +75,17 @@ def wait_until(reached: Callable[[], bool]) -> None:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """Return a port of this machine on which nobody listens."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 def run_values(folder: str | Path = "", **sections: Any) -> dict[str, Any]:
-    """The run file of a tiny model of bytes that trains on a CPU in a moment.
+    """Return the run file of a tiny byte-level model that trains on a CPU in a moment.
 
-    It reads ``corpus`` and writes ``cache`` and ``runs``, all in ``folder``. A section given is laid over the one here;
-    a section that names its ``kind``, and a value that is no mapping, replaces it.
+    It reads ``corpus`` and writes ``cache`` and ``runs``, all in ``folder``. ``sections`` are merged as in
+    `merge_sections`.
     """
     folder = Path(folder)
     values: dict[str, Any] = {
@@ -102,28 +102,31 @@ def run_values(folder: str | Path = "", **sections: Any) -> dict[str, Any]:
         "train": {"steps": 1, "batch_size": 4, "precision": "fp32", "device": "cpu"},
         "sample": {"prompts": []},
     }
-    return laid_over(values, sections)
+    return merge_sections(values, sections)
 
 
-def laid_over(values: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
-    """``values`` with ``sections`` laid over them, as `run_values` says."""
-    joined = {
-        name: values[name] | given
-        for name, given in sections.items()
-        if isinstance(given, dict) and isinstance(values.get(name), dict) and "kind" not in given
+def merge_sections(values: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
+    """Return ``values`` with the keys of ``sections``.
+
+    A section that names its ``kind``, and a value that is no mapping, replaces the one in ``values``.
+    """
+    merged = {
+        name: values[name] | section
+        for name, section in sections.items()
+        if isinstance(section, dict) and isinstance(values.get(name), dict) and "kind" not in section
     }
-    return values | sections | joined
+    return values | sections | merged
 
 
 def run_config(folder: str | Path = "", **sections: Any) -> RunConfig:
-    """The config of ``run_values``."""
+    """Return the config of `run_values`."""
     return RunConfig.model_validate(run_values(folder, **sections))
 
 
 def train_in(folder: Path, *options: str, name: str = "tiny", **values: Any) -> Path:
     """Write ``values`` to ``NAME.yaml`` in ``folder``, train this run file there, and return the run's folder.
 
-    ``options`` of `quintet train`, as other run files, come before the run file.
+    ``options`` of `quintet train`, such as other run files, come before the run file.
     """
     (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name} | values))
     with chdir(folder), pytest.raises(SystemExit) as left:
@@ -133,37 +136,40 @@ def train_in(folder: Path, *options: str, name: str = "tiny", **values: Any) -> 
 
 
 def tiny_values(model: dict[str, Any] | None = None, **sections: Any) -> dict[str, Any]:
-    """Sections of a run file for 3 steps on ``corpus``, without a model or with one of two layers and ``model``."""
-    every = run_values()
-    data = every["data"] | {"validation": 0.2, "sequence_length": 32}
-    values = {"data": data, "train": every["train"] | {"steps": 3}, "sample": {"prompts": [""], "max_tokens": 8}}
+    """Return a run file of 3 steps on ``corpus``: with the default model, or with one of two layers and ``model``."""
+    tiny = run_values()
+    data = tiny["data"] | {"validation": 0.2, "sequence_length": 32}
+    values = {"data": data, "train": tiny["train"] | {"steps": 3}, "sample": {"prompts": [""], "max_tokens": 8}}
     if model is not None:
         values["model"] = {"layers": 2, "width": 32, "attention": {"heads": 2}} | model
     return values | sections
 
 
 def records(run: Path | str) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl of a run folder, without speeds and without what an interruption adds to a row."""
+    """Return the rows of metrics.jsonl of a run folder, without speeds and what an interruption adds to a row."""
     rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text("utf-8").splitlines()]
     added = ("speed/", "train/skipped_steps")
     return [{name: value for name, value in row.items() if not name.startswith(added)} for row in rows]
 
 
 def measured(run: Path | str, name: str = "train/loss") -> list[Any]:
-    """Each value of one metric in metrics.jsonl of a run folder."""
+    """Return the values of one metric in metrics.jsonl of a run folder."""
     rows = map(json.loads, (Path(run) / "metrics.jsonl").read_text("utf-8").splitlines())
     return [row[name] for row in rows if name in row]
 
 
 def refused(call: Callable[..., Any], *arguments: Any, **more: Any) -> str:
-    """The problems of the UserError that a call raises, a line each."""
+    """Return the problems of the UserError that a call raises, one per line."""
     with pytest.raises(UserError) as error:
         call(*arguments, **more)
     return "\n".join(error.value.problems)
 
 
-def whole_like_its_parts(config: Callable[[str, int], RunConfig]) -> Any:
-    """The run of 6 steps of ``config``, a name and a number of steps: bit for bit one of 3 steps that is continued."""
+def check_continuation(config: Callable[[str, int], RunConfig]) -> Any:
+    """Check that 3 steps and 3 more equal 6 steps bit for bit, and return the run of 6 steps.
+
+    ``config`` makes a config from a name and a number of steps.
+    """
     from quintet.track.console import Reporter
     from quintet.train.loop import train
 

@@ -1,7 +1,7 @@
-"""Processes of their own that start in a moment: forks of one that has imported Quintet and PyTorch.
+"""Processes that start in a moment: forks of a server that has imported Quintet and PyTorch.
 
-To start Python and to import both takes seconds, more than most runs of the tests. What is about the start itself, as
-the command's own launcher, starts Python.
+Python takes seconds to start and to import both, longer than most runs of the tests. Only tests of the start itself,
+such as those of the launcher, start Python.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from tests.helpers import QUICK, free_port
 
 from quintet.cli import main
 
-LONGEST = 300  # seconds; no run here takes a tenth of it on a machine that does nothing else
+LONGEST = 300  # seconds; on an idle machine no run takes a tenth of it
 
 
 class Forked:
     """A process that calls ``call(*arguments)`` in ``folder``, with ``environment`` and one thread.
 
-    It writes to the files `out` and `err`, and has the ``handlers`` of signals. Leaving it as a context kills it.
+    Its output goes to the files `out` and `err`. ``handlers`` are its signal handlers. As a context manager it kills
+    the process on exit.
     """
 
     def __init__(
@@ -43,8 +44,8 @@ class Forked:
         number = len(list(folder.glob(".*.err")))
         self.out, self.err = folder / f".{number}.out", folder / f".{number}.err"
         own = dict(os.environ if environment is None else environment)
-        given = (call, arguments, folder, own, (self.out, self.err), dict(handlers or {}))
-        self._process = _context().Process(target=_call, args=given)
+        options = (folder, own, (self.out, self.err), dict(handlers or {}))
+        self._process = _context().Process(target=_call, args=(call, arguments, *options))
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -57,27 +58,27 @@ class Forked:
         self._process.join()
 
     def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while it goes on."""
+        """Return the exit code, negative for a signal; None while the process runs."""
         return self._process.exitcode
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send a signal to the process."""
         os.kill(self.pid, number)
 
     @property
     def ended(self) -> int:
-        """What `multiprocessing.connection.wait` waits for."""
+        """The handle for which `multiprocessing.connection.wait` can wait."""
         return self._process.sentinel
 
     def wait(self) -> int:
-        """The exit code, once it has ended."""
+        """Wait for the end and return the exit code."""
         self._process.join(LONGEST)
         code = self._process.exitcode
-        assert code is not None, f"it goes on after {LONGEST} s:\n{self.err.read_text('utf-8')[-3000:]}"
+        assert code is not None, f"still running after {LONGEST} s:\n{self.err.read_text('utf-8')[-3000:]}"
         return code
 
     def finished(self) -> subprocess.CompletedProcess[str]:
-        """Its exit code and what it has written, once it has ended."""
+        """Wait for the end and return the exit code and the output."""
         code = self.wait()
         return subprocess.CompletedProcess((), code, self.out.read_text("utf-8"), self.err.read_text("utf-8"))
 
@@ -90,29 +91,29 @@ def _call(
     streams: tuple[Path, Path],
     handlers: Mapping[signal.Signals, signal.Handlers],
 ) -> None:
-    for number, file in enumerate(streams, start=1):
+    for descriptor, file in enumerate(streams, start=1):
         opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(opened, number)
+        os.dup2(opened, descriptor)
         os.close(opened)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    for one, handler in handlers.items():
-        signal.signal(one, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     torch.set_num_threads(1)
     call(*arguments)
 
 
 @cache
 def _context() -> Any:
-    # Only Linux forks safely what has imported PyTorch.
+    # Only on Linux can a process that has imported PyTorch fork safely.
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     context.set_forkserver_preload(["quintet.cli", "quintet.train.setup", "quintet.train.loop", "transformers"])
     return context
 
 
 def quintet_apart(folder: Path, *arguments: str, **how: Any) -> Forked:
-    """The command in a process of its own in ``folder``; a training with the options QUICK. ``how`` is for `Forked`."""
+    """Start the command in a process in ``folder``, ``train`` with the options QUICK. ``how`` goes to `Forked`."""
     verb, *rest = arguments
     line = [verb, *(QUICK if verb == "train" else ()), *rest]
     return Forked(main, line, folder=folder, **how)
@@ -121,18 +122,18 @@ def quintet_apart(folder: Path, *arguments: str, **how: Any) -> Forked:
 def run_several(
     processes: int, folder: Path, environment: dict[str, str], call: Callable[..., object], *arguments: Any
 ) -> list[subprocess.CompletedProcess[str]]:
-    """Call ``call(*arguments)`` in so many processes, which know of each other as torchrun tells them, to their end."""
-    port, size = str(free_port()), str(processes)
-    around = environment | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": size}
-    around |= {"LOCAL_WORLD_SIZE": size}
-    with ExitStack() as ending:
-        started: list[Forked] = []
+    """Call ``call(*arguments)`` in ``processes`` processes with torchrun's variables, and wait for them."""
+    size = str(processes)
+    shared = environment | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    with ExitStack() as stack:
+        ranks: list[Forked] = []
         for rank in map(str, range(processes)):
-            own = around | {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else environment
-            started.append(ending.enter_context(Forked(call, *arguments, folder=folder, environment=own)))
-        going = {one.ended: one for one in started}
+            own = shared | {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else environment
+            ranks.append(stack.enter_context(Forked(call, *arguments, folder=folder, environment=own)))
+        running = {process.ended: process for process in ranks}
         failed = False
-        while going and not failed:  # one that fails may leave the others waiting for it, which are then killed
-            for ended in wait(list(going)):
-                failed |= going.pop(ended).wait() != 0
-    return [one.finished() for one in started]
+        while running and not failed:  # the others may wait for one that failed, and are then killed
+            for ended in wait(list(running)):
+                failed |= running.pop(ended).wait() != 0
+    return [process.finished() for process in ranks]

@@ -108,8 +108,8 @@ def killed_worker(work: Workspace, tries: int) -> Outcomes:
 
 
 def hanging_worker(work: Workspace, tries: int) -> Outcomes:
-    """A worker that waits forever in step 9: after `parallel.timeout_seconds` the run ends and reports where each process
-    was; then the same command."""
+    """A worker that waits forever in step 9: the run ends after `parallel.timeout_seconds` and reports where each
+    process was; then the same command."""
     whole = _whole(work)
     (work.folder / "sitecustomize.py").write_text(HANGS, encoding="utf-8")
     for number in range(tries):

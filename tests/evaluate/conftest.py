@@ -22,7 +22,7 @@ TrainMusic = Callable[..., str]
 
 
 def piece(seed: int, count: int) -> Notes:
-    """Notes at the times of the tokenizer's grid, no two of one pitch at once."""
+    """Return notes at the times of the tokenizer's grid, each pitch at most once."""
     draw = np.random.default_rng(seed)
     start = np.cumsum(draw.integers(8, 30, count)) / 100
     pitch = draw.permutation(np.arange(40, 90))[:count]
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def train_music(folder: Path) -> TrainMusic:
-    """Train a model on the pieces, which are its validation as well, and return its folder."""
+    """Train a model on the pieces, which it is also validated on, and return its folder."""
 
     def call(name: str, steps: int, data: dict[str, Any] | None = None, **sections: Any) -> str:
         source = {"kind": "midi", "path": str(folder / "music")}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import erf
-from tests.helpers import records, refused, run_config, whole_like_its_parts, write_corpus
+from tests.helpers import check_continuation, records, refused, run_config, write_corpus
 from torch import Tensor
 
 from quintet.config.documents import IGNORED
@@ -279,7 +279,7 @@ def test_a_run_trains_continues_to_the_bit_and_is_read(tmp_path: Path, masked: b
             evaluate={"every": 3, "samples": 8},
         )
 
-    whole = whole_like_its_parts(config)
+    whole = check_continuation(config)
     losses = [row["train/loss"] for row in records(whole.folder) if "train/loss" in row]
     assert losses[-1] < losses[0] - 0.05
     plan = make_plan(config("whole", 6))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.checkpoints import causal_kinds, laid_out
+from tests.checkpoints import build_outline, causal_kinds
 from torch import nn
 
 from quintet.config.model import TransformerConfig
@@ -58,7 +58,7 @@ def assert_differences_have_a_reason(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("kind", list(CHOSEN))
 def test_what_decays_is_what_transformers_lets_decay_but_for_vectors(kind: str) -> None:
-    model = laid_out(kind, **CHOSEN[kind])
+    model = build_outline(kind, **CHOSEN[kind])
     assert model is not None
     assert_differences_have_a_reason(model)
 
@@ -67,7 +67,7 @@ def test_what_decays_is_what_transformers_lets_decay_but_for_vectors(kind: str) 
 def test_what_decays_is_what_transformers_lets_decay_in_every_architecture() -> None:
     tried = 0
     for kind in causal_kinds():
-        model = laid_out(kind)
+        model = build_outline(kind)
         if model is not None:
             assert_differences_have_a_reason(model)
             tried += 1
@@ -83,7 +83,7 @@ MANY_DIMENSIONS = {
 
 @pytest.mark.parametrize("kind", list(MANY_DIMENSIONS))
 def test_gains_and_biases_of_two_dimensions_stay_where_they_are(kind: str) -> None:
-    model = laid_out(kind, **CHOSEN[kind])
+    model = build_outline(kind, **CHOSEN[kind])
     named = {n: p for n, p in model.named_parameters() if n.endswith(MANY_DIMENSIONS[kind])}
     assert named
     assert all(parameter.dim() > 1 for parameter in named.values())
@@ -99,7 +99,7 @@ def test_gains_and_biases_of_two_dimensions_stay_where_they_are(kind: str) -> No
 
 def test_adapters_are_matrices() -> None:
     peft = pytest.importorskip("peft")
-    model = laid_out("mixtral")
+    model = build_outline("mixtral")
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear"))
     found = {name: role for name, role in roles(adapted).items() if "lora_" in name}
     assert found

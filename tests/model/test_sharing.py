@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import PEAK, measured, run_config, whole_like_its_parts, write_corpus
+from tests.helpers import PEAK, check_continuation, measured, run_config, write_corpus
 from torch import Tensor
 from torch._inductor.compile_fx import compile_fx
 
@@ -135,7 +135,7 @@ def test_a_run_continues_to_the_bit_and_a_run_starts_from_it(tmp_path: Path) -> 
             evaluate={"every": 3, "at_start": bool(more)},
         )
 
-    whole = whole_like_its_parts(config)
+    whole = check_continuation(config)
     planned = make_plan(config("whole", 6)).parameters
     assert planned is not None
     assert planned.total == sum(p.numel() for p in whole.model.parameters())

@@ -13,7 +13,7 @@ pytest.importorskip("symusic")
 
 
 def melody(seed: int, count: int = 60) -> Notes:
-    """Single notes, one each 0.2 s, with a pause before the next."""
+    """Return single notes of random pitch, one per 0.2 s, with a pause after each."""
     draw = np.random.default_rng(seed)
     start = np.arange(count) * 0.2
     return notes(draw.integers(40, 90, count), draw.integers(20, 110, count), start, start + 0.15)

@@ -46,6 +46,6 @@ def two(trained: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the run "page", to do with as one likes."""
+    """A copy of the run "page", which a test may change."""
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(trained / "runs/page", "runs/page"))

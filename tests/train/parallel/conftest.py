@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.helpers import QUICK, free_port, laid_over, run_values, write_corpus
+from tests.helpers import QUICK, free_port, merge_sections, run_values, write_corpus
 from tests.processes import run_several
 from tests.train.parallel.several_runs import train_cases
 
@@ -23,18 +23,18 @@ LONGEST = 240  # seconds; no run here takes a tenth of it on a machine that does
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a few files of words; the stores of their tokens lie in ``cache`` beside it."""
+    """A folder with a few files of words; their token stores are in ``cache`` beside it."""
     return write_corpus(tmp_path_factory.mktemp("parallel") / "corpus", words=600)
 
 
 @pytest.fixture
 def run_file(corpus: Path, tmp_path: Path) -> Callable[..., Path]:
-    """`write_run_file` in the test's own folder, in which `torchrun` and `launch` work."""
+    """`write_run_file` in the folder of the test, which is that of `torchrun` and `launch`."""
     return partial(write_run_file, corpus, tmp_path)
 
 
 def write_run_file(corpus: Path, folder: Path, name: str = "tiny", **sections: Any) -> Path:
-    """Write ``NAME.yaml`` of a tiny run, each section laid over what is there (`run_values`), and return its path."""
+    """Write ``NAME.yaml`` of a tiny run, with ``sections`` merged as in `merge_sections`, and return its path."""
     tiny: dict[str, Any] = {
         "data": {"sequence_length": 32},
         "model": {"layers": 2, "width": 32},
@@ -43,14 +43,14 @@ def write_run_file(corpus: Path, folder: Path, name: str = "tiny", **sections: A
         "checkpoint": {"every": 2},
         "sample": {"prompts": [""], "max_tokens": 8},
     }
-    values = run_values(corpus.parent, name=name, runs_dir="runs", **laid_over(tiny, sections))
+    values = run_values(corpus.parent, name=name, runs_dir="runs", **merge_sections(tiny, sections))
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values), "utf-8")
     return path
 
 
 def surroundings(**more: str) -> dict[str, str]:
-    """The environment of a command: that of the tests without what torchrun gives, one thread a process."""
+    """Return the environment of a command: that of the tests without torchrun's variables, one thread a process."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in names and not name.startswith("TORCHEL")}
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | more
@@ -59,10 +59,10 @@ def surroundings(**more: str) -> dict[str, str]:
 def train_several(
     processes: int, file: Path, cases: dict[str, list[str]], apart: bool = False, gloo: bool = False
 ) -> str:
-    """Train the run of ``file`` in its folder with each of ``cases``, name and overrides, in so many processes.
+    """Train the run of ``file`` in its folder with each of ``cases`` (name: overrides) in ``processes`` processes.
 
-    One process is that of the test, unless it is to be ``apart``; ``gloo`` goes to `several_runs`. Returns what was
-    printed by others.
+    A single process is that of the test unless ``apart``; ``gloo`` goes to `train_cases`. Returns what other processes
+    printed.
     """
     if processes == 1 and not apart:
         with chdir(file.parent):
@@ -74,15 +74,15 @@ def train_several(
 
 
 def torchrun_command(processes: int, *options: str) -> list[str]:
-    """torchrun for ``processes`` of this machine, up to where the program's name follows."""
+    """Return the command line of torchrun for ``processes`` of this machine, up to the program's name."""
     own = ("--nproc_per_node", str(processes), "--master_port", str(free_port()))
     return [sys.executable, "-m", "torch.distributed.run", *own, *options]
 
 
 @pytest.fixture
 def torchrun(tmp_path: Path) -> Callable[..., Finished]:
-    """``torchrun(2, "train", file, …)``: the command of Quintet in so many processes, to its end; ``options`` are
-    torchrun's own and ``env`` is added to its environment."""
+    """``torchrun(2, "train", file, …)`` runs the command of Quintet in two processes. ``options`` are torchrun's own;
+    ``env`` is added to the environment."""
 
     def call(processes: int, *arguments: str | Path, options: tuple[str, ...] = (), **env: str) -> Finished:
         quick = QUICK if arguments[0] == "train" else ()
@@ -96,7 +96,7 @@ def torchrun(tmp_path: Path) -> Callable[..., Finished]:
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Callable[..., Finished]:
-    """``launch(2, file, "train.steps=3", …)``: `quintet train FILE --nproc 2 …`, to its end."""
+    """``launch(2, file, "train.steps=3", …)`` runs `quintet train FILE --nproc 2 …`."""
 
     def call(processes: int | str, file: Path, *overrides: str, **env: str) -> Finished:
         line = [sys.executable, "-m", "quintet", "train", *QUICK, str(file), "--nproc", str(processes), *overrides]
@@ -109,8 +109,7 @@ def launch(tmp_path: Path) -> Callable[..., Finished]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """``start(line, …)``: a command that goes on while the test does something to it; killed at the end with all that
-    it has started."""
+    """``start(line, …)`` starts a command and returns; after the test it is killed with all that it has started."""
     begun: list[subprocess.Popen[str]] = []
     mark = f"QUINTET_TEST={tmp_path}"
 
@@ -152,8 +151,8 @@ if os.environ.get("RANK") == "{rank}":
 
 @pytest.fixture
 def faulty(tmp_path: Path) -> Callable[..., dict[str, str]]:
-    """``faulty(1, 5, "raise ValueError()")``: the environment in which process 1 does this once, ahead of step 5; steps
-    1 and 2 are also those of the dry run."""
+    """``faulty(1, 5, "raise ValueError()")`` returns the environment in which process 1 does this once before step 5;
+    steps 1 and 2 are also those of the dry run."""
 
     def call(rank: int, step: int, what: str) -> dict[str, str]:
         folder = tmp_path / "faults"
@@ -166,7 +165,7 @@ def faulty(tmp_path: Path) -> Callable[..., dict[str, str]]:
 
 
 def end_marked(mark: str) -> None:
-    """Kill every process in whose environment ``mark`` is, whatever groups and sessions they made for themselves."""
+    """Kill every process with ``mark`` in its environment, whatever process group or session it is in."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:

@@ -1,4 +1,4 @@
-"""Several runs, trained one after the other in the same processes."""
+"""Several runs trained one after the other in the same processes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from quintet.train.run import Run
 
 
 def train_cases(file: Path, cases: dict[str, list[str]], gloo: bool = False) -> None:
-    """Train the run of a file under each name with its overrides, in all processes that there are.
+    """Train the run of ``file`` once for each of ``cases`` (name: overrides), in all processes of the group.
 
-    With ``gloo`` DeepSpeed sends through that alone, and does not compile its own way through shared memory, which
-    takes a minute.
+    With ``gloo`` DeepSpeed uses only that backend, because its own for shared memory takes a minute to compile.
     """
     if gloo:
         import deepspeed
@@ -39,7 +38,7 @@ def train_cases(file: Path, cases: dict[str, list[str]], gloo: bool = False) -> 
 
 
 def digest_of(run: Run) -> str:
-    """SHA-256 of this process's part of the weights and of the optimizer's state, in their order."""
+    """Return the SHA-256 of this process's shard of the weights and of the optimizer's state, in order."""
     values = [*run.model.parameters()]
     for state in run.optimizer.state.values():
         values += [state[name] for name in sorted(state) if isinstance(state[name], torch.Tensor)]
