@@ -148,7 +148,7 @@ def test_explain_says_type_unit_bounds_default_and_meaning(capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        ("train", ["train\n", "steps ", "this, `tokens` or `epochs`", "default: none, it must be given"]),
+        ("train", ["train\n", "steps ", "give steps, `tokens` or `epochs`", "default: none, it must be given"]),
         ("schedule", ["kind cosine:", "kind wsd:", "decay_fraction", "default: cosine"]),
         ("schedule.wsd", ["schedule, kind wsd:", "decay_fraction"]),
         ("model.attention", ["kind causal:", "kv_heads"]),

@@ -122,7 +122,7 @@ def test_a_run_of_text_has_no_music(train, command) -> None:
     }
     code, _, err = command("evaluate", run, "--records", "4")
     assert code == 2
-    assert "this run learnt from text" in err
+    assert "this run was trained on text" in err
 
 
 # ---- music in, music out

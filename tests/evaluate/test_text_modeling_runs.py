@@ -83,11 +83,11 @@ def test_the_command_measures_a_run_afterwards_too(train: Callable[..., str], co
     for options, message in (
         (("--text", "nowhere"), "--text: nowhere does not exist; name a file or folder of .txt and .jsonl"),
         (("--topic-field", "about"), "--topic-field: goes with --text"),
-        (("--text", "topics.jsonl", "--samples", "3"), "--samples: is for what the run holds out"),
+        (("--text", "topics.jsonl", "--samples", "3"), "--samples: is for the held-out data of the run"),
         (("--text", "topics.jsonl", "--tasks", "copa"), "--text: is measured by itself"),
         (("--data-dir", "items"), "--data-dir: goes with --tasks"),
         (("--few-shot", "0"), "--few-shot: goes with --tasks"),
-        (("--tasks", "copa", "--temperature", "0"), "--temperature: is for what the run holds out"),
+        (("--tasks", "copa", "--temperature", "0"), "--temperature: is for the held-out data of the run"),
     ):
         code, _, error = command("evaluate", name, *options)
         assert code == 2

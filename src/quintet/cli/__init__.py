@@ -1,4 +1,4 @@
-"""The command `quintet`: verbs, and what its user sees when something is wrong."""
+"""The command `quintet`: its verbs, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from quintet.api import lines_not_here
-from quintet.cli.chat import chat
+from quintet.cli.chat import chat, play
 from quintet.cli.check import check
 from quintet.cli.data import data, prepare
 from quintet.cli.evaluate import evaluate
@@ -21,11 +21,9 @@ from quintet.cli.export import export, import_
 from quintet.cli.generate import generate
 from quintet.cli.inputs import TAKES_MORE, echo, forget_read, in_words_of_file
 from quintet.cli.plan import plan
-from quintet.cli.play import play
 from quintet.cli.runs import compare, report, runs
 from quintet.cli.show_batch import show_batch
-from quintet.cli.slurm import slurm
-from quintet.cli.train import train
+from quintet.cli.train import slurm, train
 from quintet.errors import UserError, printable, without_secrets
 from quintet.system import __version__, write_utf8
 from quintet.train.parallel.failures import end, end_with_launcher, is_launched, leave
@@ -68,7 +66,7 @@ def _version(asked: bool) -> None:
 
 def _top(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="say the version and stop")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
     """Train language models from one typed YAML file."""
@@ -93,14 +91,15 @@ app = _make_app()
 
 @cache
 def _command() -> Callable[..., None]:
-    """The parser of the command line, which takes 25 ms to make."""
+    """Return the parser of the command line; building it takes 25 ms."""
     return typer.main.get_command(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command with ``arguments`` (the process's own when None) and leave with its exit code.
+    """Run the command with ``arguments`` (None: those of the process) and exit with its code.
 
-    0: done. 2: the user can mend it, one line a problem on standard error. 130: interrupted. A bug is a traceback.
+    0: done. 2: a mistake of the user's, with a line for each problem on standard error. 130: interrupted. A bug ends
+    with a traceback.
     """
     end_with_launcher()
     write_utf8()
@@ -126,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _problems(error: BaseException) -> list[str]:
-    """Return what the user can mend, a line each; nothing of a bug."""
+    """Return a line for each problem that the user can mend; none for a bug."""
     if isinstance(error, UserError):
         return list(in_words_of_file(error).problems)
     if isinstance(error, OSError) and error.errno in _DISK_FULL:

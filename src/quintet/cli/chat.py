@@ -1,4 +1,4 @@
-"""`quintet chat`: talk with an instruction-tuned model."""
+"""`quintet chat` and `play`: use a model interactively, in the terminal or on a page in the browser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COMMANDS = "/reset, /system TEXT, /save FILE, /exit"
 
 def chat(
     run: Annotated[str, typer.Argument(help=WRITER)],
-    system: Annotated[str, typer.Option(help="system message that stands before the conversation")] = "",
+    system: Annotated[str, typer.Option(help="system message before the conversation")] = "",
     template: Annotated[
         Path | None, typer.Option(help="Jinja file that writes the conversation; the tokenizer's own when not given")
     ] = None,
@@ -40,19 +40,20 @@ def chat(
         typer.Option(min=0, help="divides the logits; 0 takes the likeliest token; the checkpoint's own, or 0.7"),
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option(min=0, max=1, help="choose among the likeliest with this total")
+        float | None,
+        typer.Option(min=0, max=1, help="draw from the fewest likeliest tokens with this total probability"),
     ] = None,
     seed: Annotated[int, typer.Option(help="the same seed and questions give the same answers")] = 0,
     date: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="the day that a template is told when it asks; today when not given"),
+        typer.Option(formats=["%Y-%m-%d"], help="the day that a template gets as today's; today when not given"),
     ] = None,
     checkpoint: Checkpoint = "latest",
     weights: WeightsOption = Weights.NARROW,
 ) -> None:
-    """Talk with a trained model: a line is a question, /exit or the end of the input ends.
+    """Talk with a trained model: each line is a question; /exit or the end of the input ends the conversation.
 
-    /reset forgets the conversation, /system TEXT sets the system message, /save FILE keeps the conversation as JSON.
+    /reset forgets the conversation, /system TEXT sets the system message, /save FILE saves the conversation as JSON.
     """
     from quintet.tokenize.chat import chat_format
 
@@ -89,7 +90,7 @@ def chat(
 
 @dataclass
 class _Talk:
-    """A conversation and how it goes on."""
+    """A conversation."""
 
     trained: LanguageModel
     chat: ChatFormat
@@ -105,9 +106,9 @@ class _Talk:
         return head + self.turns
 
     def ask(self, question: str) -> None:
-        """Write the answer to ``question`` as it comes, and keep both.
+        """Print the answer to ``question`` as it is written, and keep both.
 
-        Oldest turns are left out until the answer has room: ``max_tokens``, or half the context if that is less.
+        The oldest turns are dropped until there is room for the answer: ``max_tokens``, or half the context if less.
         """
         from quintet.tokenize.chat import fit
 
@@ -116,14 +117,14 @@ class _Talk:
         try:
             most = max(context - self.settings.max_tokens, context // 2)
             ids, kept = fit(self.chat, [*before, {"role": "user", "content": question}], most)
-        except UserError as error:  # of one question only; the conversation can go on without it
+        except UserError as error:  # about this question; the conversation can continue without it
             for problem in error.problems:
                 _note(problem)
             return
         self.turns = [message for message in kept if message["role"] != "system"]
-        left_out = len(before) + 1 - len(kept)
-        if left_out:
-            _note(f"the oldest {left_out} messages no longer fit the context of {context} tokens and are forgotten")
+        dropped = len(before) + 1 - len(kept)
+        if dropped:
+            _note(f"the oldest {dropped} messages no longer fit the context of {context} tokens and are forgotten")
         self.turns.append({"role": "assistant", "content": self._answer(ids)})
 
     def _answer(self, ids: list[int]) -> str:
@@ -145,21 +146,21 @@ class _Talk:
                 self.settings.model_copy(update={"max_tokens": room}),
                 self.chat.bounds(self.trained.bounds),
                 prefix=self.chat.answer_prefix,
-                first_row=self.asked,  # so that the same question draws anew
+                first_row=self.asked,  # so that a repeated question gets another answer
                 show=show,
             )
             ended = answer.ended
-        except KeyboardInterrupt:  # ends this answer, not the conversation
+        except KeyboardInterrupt:  # ends the answer, not the conversation
             ended = "interrupted"
         self.asked += 1
         echo("")
         if ended == "length":
             _note(f"the answer was ended after {room} tokens")
-        return "".join(shown)  # as it was written, for what is kept may be trained on
+        return "".join(shown)  # as it was written, because a saved conversation may be trained on
 
 
 def _read_line() -> str | None:
-    """The next line of the input, or None at its end; at a terminal there is a prompt, and the line can be edited."""
+    """Return the next line of the input, or None at its end; a terminal shows a prompt and lets the line be edited."""
     if not sys.stdin.isatty():
         return sys.stdin.readline() or None
     with suppress(ImportError):  # Windows edits the line itself
@@ -172,15 +173,30 @@ def _read_line() -> str | None:
 
 
 def _save(messages: list[Message], name: str) -> None:
-    """Write the conversation in the form of a line of a chat data set."""
+    """Write the conversation as a line of a chat data set."""
     if not name:
         _note("/save: name a file")
         return
     try:
         local_path(name).write_text(json.dumps({"messages": messages}, ensure_ascii=False) + "\n", "utf-8")
-    except OSError as error:  # the conversation shall not be lost for a wrong name
+    except OSError as error:  # a wrong name must not end the conversation
         _note(f"/save: {name} cannot be written ({error.strerror})")
 
 
 def _note(text: str) -> None:
     echo(f"[{text}]", err=True)
+
+
+def play(
+    run: Annotated[str, typer.Argument(help=WRITER)],
+    checkpoint: Checkpoint = "latest",
+    host: Annotated[
+        str, typer.Option(help="address to serve on; with 0.0.0.0 everyone who can reach this machine can use the page")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to serve on; 0 takes a free one")] = 8501,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="only serve the page, do not open it")] = False,
+) -> None:
+    """Serve a local page for a model of piano music: give it a MIDI file, and see, hear and download what it writes."""
+    from quintet.play import serve
+
+    serve(run, checkpoint, host, port, browser=not no_browser)

@@ -1,4 +1,4 @@
-"""`quintet check`: find what is wrong with a run file before anything runs."""
+"""`quintet check`: find the mistakes in a run file before anything runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from quintet.errors import UserError
 from quintet.files import to_json
 
 if TYPE_CHECKING:
+    from quintet.config.provenance import Problem
     from quintet.config.schema import RunConfig
 
 
@@ -22,18 +23,20 @@ def check(
         bool,
         typer.Option(
             "--try",
-            help="also go through all that the run will do, with small counts: two steps, validation, samples, "
+            help="also try everything that the run will do, with small counts: two steps, validation, samples, "
             "benchmarks, checkpoint, resume, report, export",
         ),
     ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="with --try: keep the folder of the trial")] = False,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="what is not on this machine, as data, checkpoints and libraries, is a mistake"),
+        typer.Option(
+            "--strict", help="count what is not on this machine, as data, checkpoints and libraries, as a mistake"
+        ),
     ] = False,
 ) -> None:
-    """Say what is wrong with a run file: every mistake at once, with its line; and what it needs that is not on this
-    machine. Without --try nothing is read but the file itself."""
+    """Report the mistakes in a run file, all at once and each with its line, and what it needs that is not on this
+    machine. Without --try only the file itself is read."""
     if keep and not tries:
         raise UserError("--keep: goes with --try; leave it out, or try the run")
     try:
@@ -41,7 +44,7 @@ def check(
         if tries:
             _try(config, as_json=as_json, keep=keep)
             return
-        found = api.check(config, strict=strict)
+        checked = api.check(config, strict=strict)
     except UserError as error:
         from quintet.config.provenance import RunFileError
 
@@ -51,14 +54,15 @@ def check(
         echo(to_json({"ok": False, "problems": _problems(error), "not_here": absent}, indent=2))
         raise typer.Exit(2) from None
     if as_json:
-        values: dict[str, Any] = {"ok": True, "problems": [], "notes": found.notes, "not_here": found.not_here}
+        values: dict[str, Any] = {"ok": True, "problems": [], "notes": checked.notes, "not_here": checked.not_here}
         echo(to_json(values, indent=2))
         return
-    echo(str(found))
+    echo(str(checked))
 
 
 def _loaded(inputs: list[str], *, may_lack: bool) -> RunConfig:
-    """The run config that a command line names. Raises UserError with its mistakes and all that is not here."""
+    """Return the run config that a command line names. Raises UserError with its mistakes and all that is missing
+    here."""
     from quintet.config.load import Refused
 
     try:
@@ -68,27 +72,18 @@ def _loaded(inputs: list[str], *, may_lack: bool) -> RunConfig:
 
 
 def _try(config: RunConfig, *, as_json: bool, keep: bool) -> None:
-    """Go through the run and print what was done. Raises UserError, or typer.Exit with JSON, when something failed."""
+    """Try the run and print its stages. Raises UserError, or typer.Exit after JSON, if something failed."""
     tried, loaded = api.try_run(config, keep=keep), api.loaded_of(config)
     assert loaded is not None
     notes = [*loaded.notes, *tried.notes]
     located = [(stage, loaded.located(UserError(problem)).details[0], problem) for stage, problem in tried.failures]
     if as_json:
-        failures = [
-            {
-                "stage": stage,
-                "file": one.origin.file,
-                "line": one.origin.line,
-                "key": one.key or None,
-                "message": one.message,
-            }
-            for stage, one, _ in located
-        ]
+        failures = [{"stage": stage, **_place(detail)} for stage, detail, _ in located]
         values = {
             "ok": not failures,
             "problems": failures,
             "notes": notes,
-            "stages": [vars(one) for one in tried.stages],
+            "stages": [vars(stage) for stage in tried.stages],
         }
         echo(to_json({**values, "folder": None if tried.folder is None else str(tried.folder)}, indent=2))
         raise typer.Exit(2 if failures else 0)
@@ -97,8 +92,8 @@ def _try(config: RunConfig, *, as_json: bool, keep: bool) -> None:
     if tried.folder is not None:
         echo(f"kept: {tried.folder}")
     if located:
-        forget_read()  # these have their places, after the stage that found them
-        raise UserError(*(f"{stage}: {one if one.key else problem}" for stage, one, problem in located))
+        forget_read()  # the details have their lines already
+        raise UserError(*(f"{stage}: {detail if detail.key else problem}" for stage, detail, problem in located))
     echo(f"OK, tried: {api.summary(config)}")
 
 
@@ -106,8 +101,14 @@ def _problems(error: UserError) -> list[dict[str, Any]]:
     from quintet.config.provenance import RunFileError
 
     if isinstance(error, RunFileError):
-        return [
-            {"file": one.origin.file, "line": one.origin.line, "key": one.key or None, "message": one.message}
-            for one in error.details
-        ]
+        return [_place(detail) for detail in error.details]
     return [{"file": None, "line": None, "key": None, "message": problem} for problem in error.problems]
+
+
+def _place(problem: Problem) -> dict[str, Any]:
+    return {
+        "file": problem.origin.file,
+        "line": problem.origin.line,
+        "key": problem.key or None,
+        "message": problem.message,
+    }

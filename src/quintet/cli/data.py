@@ -1,4 +1,4 @@
-"""`quintet prepare` and `data`: tokenise the sources of a run, and say what they hold."""
+"""`quintet prepare` and `data`: tokenise the sources of a run, and describe them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Format(StrEnum):
-    """The forms in which `--output` can be written."""
+    """The formats of `--output`."""
 
     store = "store"
     huggingface = "huggingface"
@@ -33,20 +33,26 @@ class Format(StrEnum):
 def prepare(
     inputs: Inputs,
     output: Annotated[
-        Path | None, typer.Option(help="write the store of the only source to this folder, for a source of kind store")
+        Path | None,
+        typer.Option(help="write the store of the only source to this folder, for use by a source of kind store"),
     ] = None,
     form: Annotated[
-        Format, typer.Option("--format", help="of --output; other than a store, what is trained and validated on")
+        Format,
+        typer.Option(
+            "--format", help="format of --output; formats other than store hold the training and validation data"
+        ),
     ] = Format.store,
     shard: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="do only share I of N, from 0 on, beside other processes or machines"),
+        typer.Option(
+            metavar="I/N", help="do only share I of N, from 0 on, while other processes or machines do theirs"
+        ),
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="read all token stores again and compare their checksums")
+        bool, typer.Option("--verify", help="read all token stores again and check their checksums")
     ] = False,
 ) -> None:
-    """Tokenise the sources of a run into its cache. A second call, or one after a kill, does only what is left."""
+    """Tokenise the sources of a run into its cache. A second call, or one after a kill, does only what is missing."""
     if verify:
         from quintet.data.verify import forget_all
 
@@ -88,7 +94,7 @@ def _say(reporter: Reporter, *lines: str) -> None:
 
 
 def _write(config: RunConfig, form: Format, output: Path | None, shard: str | None, reporter: Reporter) -> None:
-    """Write what the run trains on and validates on to ``output``."""
+    """Write the training and validation data of the run to ``output``."""
     from quintet.data.formats import check_new, write_format
 
     if output is None or shard is not None:
@@ -100,7 +106,7 @@ def _write(config: RunConfig, form: Format, output: Path | None, shard: str | No
 
 
 def _write_samples(config: RunConfig, target: Output, reporter: Reporter) -> None:
-    """Write what a dialect's file says is to be written, where it says."""
+    """Write the samples that a dialect's file asks for, to the folder that it names."""
     from quintet.data.formats import check_new, write_samples
 
     folder = local_path(target.folder)
@@ -111,14 +117,14 @@ def _write_samples(config: RunConfig, target: Output, reporter: Reporter) -> Non
 
 
 def _others_are_left(config: RunConfig, shard: str, output: Path | None, reporter: Reporter) -> bool:
-    """Make the share ``shard`` and say what is missing, if something is."""
+    """Make the share ``shard``, print the number of missing shards, and return True if there are any."""
     from quintet.data.build import Share
     from quintet.data.prepare import prepare_share
 
-    found = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if found is None or not int(found[1]) < int(found[2]):
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if match is None or not int(match[1]) < int(match[2]):
         fail(f"--shard {shard}: give the number of the share and how many there are, 0/8 to 7/8 for eight")
-    share = Share(int(found[1]), int(found[2]))
+    share = Share(int(match[1]), int(match[2]))
     missing = prepare_share(config, share, output, progress=reporter.preparing)
     if missing:
         reporter.say(f"share {shard} is done; {missing:,} shards of other shares are missing")
@@ -137,11 +143,11 @@ Described = Annotated[
 
 def data(
     inputs: Described,
-    seed: Annotated[int, typer.Option(help="chooses the documents that are shown")] = 0,
-    samples: Annotated[int, typer.Option(min=0, help="documents that are shown of each store")] = 3,
+    seed: Annotated[int, typer.Option(help="chooses the documents to show")] = 0,
+    samples: Annotated[int, typer.Option(min=0, help="documents to show of each store")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Describe what is prepared: documents, tokens, lengths, what was dropped, some texts. Nothing is tokenised."""
+    """Describe the prepared data: documents, tokens, lengths, what was dropped, some texts. Nothing is tokenised."""
     from quintet.data.describe import report_run, report_store
     from quintet.data.manifest import MANIFEST
 

@@ -1,4 +1,4 @@
-"""`quintet evaluate`: measure a trained model on what was held out from it."""
+"""`quintet evaluate`: measure a trained model on held-out data, benchmarks or texts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _HELD_OUT, _OWN = "held-out", "own"
 Run = Annotated[str, typer.Argument(help=f"{WRITER}; or the run file of a run")]
 Samples = Annotated[
     int | None,
-    typer.Option(min=1, help="held-out samples to use; when not given all, of music as many as in the training"),
+    typer.Option(min=1, help="held-out samples to use; all when not given, for music as many as in training"),
 ]
 
 
 class Products(StrEnum):
-    """Types of numbers in matrix products."""
+    """Number formats of matrix products."""
 
     FP32 = "fp32"
     TF32 = "tf32"
@@ -38,9 +38,7 @@ class Products(StrEnum):
 
 PrecisionOption = Annotated[
     Products | None,
-    typer.Option(
-        help="of the matrix products; that of the run's training when not given, fp32 for a Hugging Face checkpoint"
-    ),
+    typer.Option(help="of the matrix products; as in training when not given, fp32 for a Hugging Face checkpoint"),
 ]
 Records = Annotated[
     int | None, typer.Option(min=1, help="held-out records to answer, 48 when not given", rich_help_panel="Piano")
@@ -49,14 +47,14 @@ Temperature = Annotated[
     float | None,
     typer.Option(
         min=0,
-        help="of the answers: divides the logits; 0, when not given, takes the likeliest token",
+        help="of the answers: divides the logits; 0 when not given, which takes the likeliest token",
         rich_help_panel="Piano",
     ),
 ]
 Text = Annotated[
     str | None,
     typer.Option(
-        help="file or folder of .txt and .jsonl to model, each file a topic; held-out: what the run holds out",
+        help="file or folder of .txt and .jsonl to model, each file a topic; held-out: the held-out text of the run",
         rich_help_panel="Text modelling",
     ),
 ]
@@ -66,8 +64,8 @@ TopicField = Annotated[
 Prompts = Annotated[
     str | None,
     typer.Option(
-        help="file with a beginning of a text a line, to be continued and measured; own: those of the run's file, or "
-        "the usual ones",
+        help="file with one prompt per line; the continuations are measured. own: the prompts of the run file, or the "
+        "default ones",
         rich_help_panel="Text generation",
     ),
 ]
@@ -102,7 +100,7 @@ BatchSize = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="one forward pass has at most so many contexts full of tokens; 16 when not given",
+        help="texts as long as the context in one forward pass, at most; 16 when not given",
         rich_help_panel="Benchmarks",
     ),
 ]
@@ -126,18 +124,18 @@ def evaluate(
     data_dir: DataDir = None,
     batch_size: BatchSize = None,
 ) -> None:
-    """Measure loss, perplexity and bits per byte of a trained model on its held-out data; of a model of piano music
-    also how near its answers come to the true ones, beside copies of the prompt and counts of tokens. With --tasks
+    """Measure loss, perplexity and bits per byte of a trained model on its held-out data; for piano music also how
+    close its answers are to the true ones, compared with copies of the prompt and with token counts. With --tasks
     measure benchmarks instead, with --text texts of your own, with --prompts the texts that the model writes."""
     others = {"tasks": tasks, "text": text, "prompts": prompts}
-    asked = [name for name, value in others.items() if value is not None]
-    if len(asked) > 1:
-        fail(f"--{asked[1]}: is measured by itself, without --{asked[0]}; give the command twice")
+    given = [name for name, value in others.items() if value is not None]
+    if len(given) > 1:
+        fail(f"--{given[1]}: is measured by itself, without --{given[0]}; give the command twice")
     benchmarks = {"num-samples": num_samples, "few-shot": few_shot, "data-dir": data_dir, "batch-size": batch_size}
     own = {"samples": samples, "records": records, "temperature": temperature}
     _refuse(tasks is None, benchmarks, "goes with --tasks; leave it out, or name the benchmarks")
     _refuse(text is None, {"topic-field": topic_field}, "goes with --text; leave it out, or name the text")
-    _refuse(bool(asked), own, "is for what the run holds out, and means nothing here; leave it out")
+    _refuse(bool(given), own, "is for the held-out data of the run, and is not used here; leave it out")
     if local_path(run).is_file():
         from quintet.train.run_folder import run_folder
 
@@ -155,14 +153,14 @@ def evaluate(
 
 
 class _How(TypedDict):
-    """How the model is computed and held."""
+    """The precision of the matrix products and the form of their weights."""
 
     precision: Literal["fp32", "tf32", "bf16", "fp16"] | None
     weights: Literal["narrow", "int8", "float8"]
 
 
 def _refuse(when: bool, options: Mapping[str, object], why: str) -> None:
-    """Raise UserError for the first of ``options`` that is given although it would not be read."""
+    """Raise UserError for the first of ``options`` that is given although it would not be used."""
     for name, value in options.items():
         if when and value is not None:
             fail(f"--{name}: {why}")
@@ -179,31 +177,30 @@ def _ask_benchmarks(
     as_json: bool,
     how: _How,
 ) -> None:
-    """Measure the model on benchmarks and print the table. Raises UserError, after the table of reasons, where nothing
-    could be measured."""
+    """Measure the model on benchmarks and print the table. Raises UserError, after the table, if nothing could be
+    measured."""
     from quintet.evaluate.harness.items import check_data_dir
     from quintet.evaluate.harness.names import check_tasks
 
     if not names:
         fail("--tasks: names no benchmark, for instance arc_easy,blimp")
-    check_tasks(names, "--tasks")  # ahead of loading the model
+    check_tasks(names, "--tasks")  # before the model is loaded
     if data_dir is not None:
         check_data_dir(data_dir, "--data-dir")
     model = api.load(run, checkpoint, **how)
-    found = model.benchmarks(names, samples=samples, shots=shots, data_dir=data_dir, batch_size=batch_size)
-    step = _step(model)
+    result = model.benchmarks(names, samples=samples, shots=shots, data_dir=data_dir, batch_size=batch_size)
     if as_json:
-        echo(to_json({**({} if step is None else {"step": step}), **found.figures()}, indent=2))
+        echo(to_json({**_step(model), **result.figures()}, indent=2))
     else:
         echo(f"{model}: benchmarks")
-        for line in found.lines():
+        for line in result.lines():
             echo(line)
-    if not found.metrics():
+    if not result.metrics():
         fail(f"--tasks: nothing of {', '.join(names)} could be measured, for the reasons above")
 
 
 def _model_texts(run: str, checkpoint: str, text: str, topic_field: str | None, as_json: bool, how: _How) -> None:
-    """Measure the model on the texts at ``text``, or on those that its run holds out, and print the table."""
+    """Measure the model on the texts at ``text``, or on the held-out text of its run, and print the table."""
     from rich.console import Console
 
     from quintet.track.console import Reporter
@@ -214,7 +211,7 @@ def _model_texts(run: str, checkpoint: str, text: str, topic_field: str | None, 
     result = model.text_modeling(
         None if held_out else text,
         topic_field=topic_field,
-        where=f"--text {_HELD_OUT}" if held_out and _step(model) is None else "--text",
+        where=f"--text {_HELD_OUT}" if held_out and not _step(model) else "--text",
         reporter=Reporter(Console(stderr=True, highlight=False, soft_wrap=True)),
     )
     if as_json:
@@ -226,30 +223,29 @@ def _model_texts(run: str, checkpoint: str, text: str, topic_field: str | None, 
 
 
 def _measure_writing(run: str, checkpoint: str, prompts: str, as_json: bool, how: _How) -> None:
-    """Let the model write after ``prompts``, and print the figures of what it writes, as JSON with the texts."""
+    """Continue ``prompts`` and print the figures of the texts; JSON has the texts too."""
     if prompts == _OWN:
-        begun = None
+        lines = None
     else:
         try:
-            begun = [line for line in local_path(prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = [line for line in local_path(prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             fail(f"--prompts: {prompts} cannot be read ({one_line(error)}); name a text file, or {_OWN}")
     model = api.load(run, checkpoint, **how)
-    result = model.text_generation(begun, where="--prompts")
+    result = model.text_generation(lines, where="--prompts")
     if as_json:
-        step = _step(model)
         figures = {"precision": model.compute.precision, **result.figures(), "texts": list(result.texts)}
-        echo(to_json(({} if step is None else {"step": step}) | figures, indent=2))
+        echo(to_json(_step(model) | figures, indent=2))
         return
     echo(f"{model}: text generation, in {model.compute.precision}")
     for line in result.lines():
         echo(line)
 
 
-def _step(model: LanguageModel) -> int | None:
-    """The step of the model's checkpoint; None where it is of no run."""
+def _step(model: LanguageModel) -> dict[str, Any]:
+    """Return the step of the model's checkpoint for JSON; empty if the model does not come from a run."""
     progress = getattr(model, "progress", None)
-    return None if progress is None else progress.step
+    return {} if progress is None else {"step": progress.step}
 
 
 def _measure_held_out(
@@ -261,7 +257,7 @@ def _measure_held_out(
     as_json: bool,
     how: _How,
 ) -> None:
-    """Measure the run ``run`` on what it holds out, and print the figures."""
+    """Measure the run ``run`` on its held-out data, and print the figures."""
     from rich.console import Console
 
     from quintet.config.generation import GenerationSettings
@@ -272,7 +268,7 @@ def _measure_held_out(
     trained = load_trained(run, checkpoint, **how)
     music = is_music(trained)
     if not music and (records, temperature) != (None, None):
-        fail("--records and --temperature are for music, and this run learnt from text")
+        fail("--records and --temperature: are for music, and this run was trained on text; leave them out")
     if music:
         samples = samples or trained.config.evaluate.samples
     prepared = own_data(trained, Reporter(Console(stderr=True, highlight=False, soft_wrap=True)))

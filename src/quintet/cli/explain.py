@@ -1,4 +1,4 @@
-"""`quintet explain`, `schema` and `translate`: what run files may hold, and what one says."""
+"""`quintet explain`, `schema` and `translate`: the keys of run files, and the native form of one."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def explain(
     if dialect is not None:
         from quintet.config.dialects import dialect_named
 
-        found = dialect_named(dialect)
-        _explain(key, found.top, f"run file of {found.title}")
+        chosen = dialect_named(dialect)
+        _explain(key, chosen.top, f"run file of {chosen.title}")
         return
     from quintet.config.describe import run_file
 
@@ -42,7 +42,7 @@ def explain(
 
 
 def _explain(key: str | None, top: Section, title: str) -> None:
-    """Print what there is to say of ``key`` of the file ``top``, of all keys when None."""
+    """Describe ``key`` of the file ``top``, or list all keys if it is None."""
     from rich.console import Console
 
     from quintet.config.find import find
@@ -54,7 +54,7 @@ def _explain(key: str | None, top: Section, title: str) -> None:
 
 
 def _lines(found: Found) -> list[str]:
-    """Describe one key, or one kind of a section."""
+    """Return the lines on one key, or on one kind of a section."""
     from quintet.config.reference import notes_of, shown_default
 
     key, section = found.key, found.section
@@ -88,7 +88,7 @@ def _keys(section: Section, indent: str) -> list[str]:
 
 
 def _brief(key: KeyInfo) -> str:
-    """One line on a key: meaning, unit, default."""
+    """Return a line on a key: meaning, unit, default."""
     from quintet.config.reference import shown_default
 
     default = "must be given" if key.required else f"default {shown_default(key).strip('`')}"
@@ -99,11 +99,11 @@ def _brief(key: KeyInfo) -> str:
 
 
 def _tree(top: Section, title: str) -> Tree:
-    """All keys of the file ``top`` with a line each; kinds are branches."""
+    """Return all keys of the file ``top``, each with a line; kinds are branches."""
     from rich.text import Text
     from rich.tree import Tree
 
-    shown: dict[str, str] = {}  # sections that occur twice are spelled out once
+    shown: dict[str, str] = {}  # a section that occurs twice is written out once
 
     def grow(branch: Tree, section: Section) -> None:
         for key in section.keys:
@@ -130,12 +130,12 @@ def schema(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="write to this file instead of standard output")] = None,
 ) -> None:
-    """Print the JSON Schema of the run file, with which an editor completes and checks it."""
+    """Print the JSON Schema of the run file, by which an editor completes and checks it."""
     from quintet.config.dialects import dialect_named
     from quintet.config.json_schema import dialect_schema, run_file_schema
 
-    found = run_file_schema() if dialect is None else dialect_schema(dialect_named(dialect))
-    text = json.dumps(found, indent=2, ensure_ascii=False)
+    values = run_file_schema() if dialect is None else dialect_schema(dialect_named(dialect))
+    text = json.dumps(values, indent=2, ensure_ascii=False)
     if output is None:
         echo(text)
         return
@@ -149,7 +149,7 @@ def translate(
         str | None, typer.Option(metavar="DIALECT", help="write a file of this dialect instead of a native one")
     ] = None,
 ) -> None:
-    """Print a run file as Quintet understands it: native, with the key and line of the file that set each value.
+    """Print a run file in its native form, with the key and line that set each value.
 
     With --to it is written in a dialect; what that dialect cannot express is listed on standard error.
     """

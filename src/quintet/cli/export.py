@@ -1,4 +1,4 @@
-"""`quintet export` and `import`: models for other software, and from it."""
+"""`quintet export` and `import`: models for other software and from other software."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quintet.config.names import local_path
 
 
 class Format(StrEnum):
-    """The forms that can be written."""
+    """The formats of an export."""
 
     HUGGINGFACE = "huggingface"
 
@@ -21,7 +21,7 @@ class Format(StrEnum):
 def export(
     run: Annotated[str, typer.Argument(help="run folder, or name of a run under runs/")],
     folder: Annotated[Path, typer.Argument(help="folder to write, new or empty")],
-    to: Annotated[Format, typer.Option(help="form of the files", show_default=False)],
+    to: Annotated[Format, typer.Option(help="format of the files", show_default=False)],
     checkpoint: Checkpoint = "latest",
     dtype: Annotated[Precision, typer.Option(help="type of the weights")] = Precision.FP32,
 ) -> None:
@@ -40,9 +40,9 @@ def import_(
     to: Annotated[Path, typer.Option(metavar="FILE.yaml", help="file to write", show_default=False)],
     revision: Annotated[str | None, typer.Option(help="branch, tag or commit on the hub", show_default=False)] = None,
 ) -> None:
-    """Write the model and tokenizer sections that start a run from a checkpoint, with our own transformer.
+    """Write the model and tokenizer sections of a run that starts from a checkpoint, with Quintet's own transformer.
 
-    Give the file before your own: `quintet train FILE.yaml mine.yaml`.
+    Name the file before your own: `quintet train FILE.yaml mine.yaml`.
     """
     if to.exists():
         fail(f"{to}: exists already; name another file, or remove it")
@@ -60,7 +60,7 @@ def import_(
     source = str(folder.resolve()) if local_path(checkpoint).is_dir() else checkpoint
     origin = {"path": source} | ({} if revision is None else {"revision": revision})
     section["init"] = {"kind": "pretrained", **origin}
-    huggingface_tokenizer(str(folder))  # so that one that is missing is noticed now
+    huggingface_tokenizer(str(folder))  # so that a missing tokenizer is reported now
     config = TransformerConfig.model_validate(section)
     assert config.vocab_size is not None
     assert config.context_length is not None

@@ -1,4 +1,4 @@
-"""`quintet generate`: let a trained model write."""
+"""`quintet generate`: write texts or music with a trained model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PIANO = "Piano"
 
 Prompts = Annotated[
     list[str] | None,
-    typer.Option(help="beginning to continue; an empty one starts a new document; may be given several times"),
+    typer.Option(help="prompt to continue; an empty one starts a new document; may be given several times"),
 ]
 PromptsFile = Annotated[
-    Path | None, typer.Option(help='beginnings to continue: one a line, or {"prompt": …} a line in a .jsonl file')
+    Path | None, typer.Option(help='prompts to continue: one per line, or {"prompt": …} per line in a .jsonl file')
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, help="tokens to write")]
 Stop = Annotated[
@@ -32,20 +32,24 @@ Temperature = Annotated[
     float | None,
     typer.Option(min=0, help="divides the logits; 0 takes the likeliest token; the checkpoint's own, or 0.8"),
 ]
-TopK = Annotated[int | None, typer.Option(min=1, help="choose among so many likeliest tokens")]
-TopP = Annotated[float | None, typer.Option(min=0, max=1, help="choose among the likeliest with this total")]
+TopK = Annotated[int | None, typer.Option(min=1, help="draw from this number of likeliest tokens")]
+TopP = Annotated[
+    float | None, typer.Option(min=0, max=1, help="draw from the fewest likeliest tokens with this total probability")
+]
 MinP = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="leave out tokens below this share of the likeliest one's probability"),
+    typer.Option(min=0, max=1, help="draw only tokens with at least this share of the likeliest one's probability"),
 ]
-RepetitionPenalty = Annotated[float | None, typer.Option(min=0.01, help="above 1: make what stands there less likely")]
-Beams = Annotated[int, typer.Option(min=1, help="above 1: search with so many beams instead of sampling")]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(min=0.01, help="above 1: make tokens of the prompt and the text less likely")
+]
+Beams = Annotated[int, typer.Option(min=1, help="above 1: search with this number of beams instead of sampling")]
 Seed = Annotated[int, typer.Option(help="the same seed gives the same text")]
 BatchSize = Annotated[int, typer.Option(min=1, help="prompts to continue side by side")]
 StaticCache = Annotated[
     bool, typer.Option("--static-cache", help="compile the step of one token, for long texts and many prompts")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object a prompt")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object per prompt")]
 Midi = Annotated[
     Path | None, typer.Option(help="piano: the piece to continue, or the prompt of --task", rich_help_panel=_PIANO)
 ]
@@ -55,8 +59,8 @@ TaskName = Annotated[
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="MIDI file to write", rich_help_panel=_PIANO)]
 Roll = Annotated[Path | None, typer.Option(help="picture (PNG) to write", rich_help_panel=_PIANO)]
 Audio = Annotated[Path | None, typer.Option(help="sound (WAV) to write", rich_help_panel=_PIANO)]
-Composer = Annotated[str | None, typer.Option(help="in whose manner", rich_help_panel=_PIANO)]
-Dataset = Annotated[str | None, typer.Option(help="like the pieces of which data set", rich_help_panel=_PIANO)]
+Composer = Annotated[str | None, typer.Option(help="composer whose style to follow", rich_help_panel=_PIANO)]
+Dataset = Annotated[str | None, typer.Option(help="data set whose pieces to follow", rich_help_panel=_PIANO)]
 
 
 def generate(
@@ -85,7 +89,7 @@ def generate(
     composer: Composer = None,
     dataset: Dataset = None,
 ) -> None:
-    """Continue prompts with a trained model; the text of a single one appears as it is written."""
+    """Continue prompts with a trained model; the text of a single prompt is printed as it is written."""
     if beams > 1 and (top_k or top_p or min_p or repetition_penalty is not None or static_cache):
         fail(
             "--beams: a beam search does not sample; leave out --top-k, --top-p, --min-p, --repetition-penalty and "
@@ -142,7 +146,7 @@ def _write_music(
     roll: Path | None,
     audio: Path | None,
 ) -> None:
-    """Go on from the piece in ``midi``, or answer a task for it; write what comes of it where it is asked for."""
+    """Continue the piece in ``midi``, or answer a task for it, and write the files that are asked for."""
     from quintet.piano.midi import write_midi
     from quintet.piano.rendering import available
 
@@ -163,7 +167,7 @@ def _write_music(
         audio.write_bytes(found.sound())
         echo(f"sound: {available()}", err=True)
     written = ", ".join(str(file) for file in (output, roll, audio) if file is not None)
-    where = "after" if options["task"] is None else "for"  # an answer belongs among the notes
+    where = "after" if options["task"] is None else "for"  # an answer is placed among the notes
     heard = len(found.heard)
     echo(f"{len(found.notes)} notes {where} {heard} of the {found.asked} in {midi}: wrote {written}")
     if heard < found.asked:
@@ -175,9 +179,9 @@ def _write_music(
 
 
 def read_prompts(file: Path) -> list[str]:
-    """The prompts in ``file``: its lines, or the field `prompt` of each line of a .jsonl file.
+    """Return the prompts in ``file``: its lines, or the field `prompt` of each line of a .jsonl file.
 
-    Raises UserError when it cannot be read, is empty, or has a line without a prompt.
+    Raises UserError if it cannot be read, is empty, or has a line without a prompt.
     """
     if not file.is_file():
         fail(f"--prompts-file: {file} does not exist; name a file with one prompt a line")

@@ -1,4 +1,4 @@
-"""Run files and overrides on the command line, and what else the verbs have in common."""
+"""Run files, overrides and other arguments that several verbs share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Inputs = Annotated[
     ),
 ]
 
-# Options of the verbs' own are known to typer; what it does not know comes here, among the run files.
+# typer knows the options of the verbs; unknown ones are passed on among the run files.
 TAKES_MORE = {"ignore_unknown_options": True}
 
 _read: ContextVar[Loaded | None] = ContextVar("the run file that the command line read", default=None)
@@ -53,7 +53,7 @@ _NAMES = {
 
 
 class Weights(StrEnum):
-    """How a model that is no longer trained holds the weights of its matrix products."""
+    """How the weights of matrix products are held when a model is not trained."""
 
     NARROW = "narrow"
     INT8 = "int8"
@@ -61,7 +61,7 @@ class Weights(StrEnum):
 
 
 class Precision(StrEnum):
-    """Types of numbers: of matrix products, or of the weights that are written."""
+    """Number formats of matrix products, or of exported weights."""
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -76,7 +76,7 @@ WeightsOption = Annotated[
 
 @dataclass
 class Line:
-    """A command line, taken apart: files, overrides ``key=value``, and what options of ours and of Hydra's say."""
+    """A parsed command line: files, overrides ``key=value``, and the values of options, some of which are Hydra's."""
 
     files: list[Path] = field(default_factory=list[Path])
     overrides: list[str] = field(default_factory=list[str])
@@ -84,24 +84,24 @@ class Line:
 
 
 def split(inputs: list[str]) -> Line:
-    """Files, overrides and options of a command line: what holds ``=`` and is no file is an override, and so is
-    ``--key.path value`` or ``--key.path=value``, as PhyAGI writes them, where a value with commas is a list and a key
-    without a value is true.
+    """Split a command line into files, overrides and options.
 
-    Raises UserError for an option that nobody knows, and when there is no file.
+    An argument with ``=`` that is no file is an override. So is ``--key.path value`` or ``--key.path=value``, as in
+    PhyAGI, with a list for a value with commas and true for a missing value. Raises UserError for an unknown option,
+    and if there is no file.
     """
-    line, left = Line(), list(inputs)
-    while left:
-        text = left.pop(0)
+    line, remaining = Line(), list(inputs)
+    while remaining:
+        text = remaining.pop(0)
         name, equals, value = text.partition("=")
         if name in _NAMES:
-            if not equals and not left:
+            if not equals and not remaining:
                 fail(f"{name}: needs a value")
-            line.options[_NAMES[name]] = value if equals else left.pop(0)
+            line.options[_NAMES[name]] = value if equals else remaining.pop(0)
         elif text.startswith("--") and "." in name:
-            if not equals and (not left or left[0].startswith("--")):
+            if not equals and (not remaining or remaining[0].startswith("--")):
                 value = "true"
-            value = value if equals or value else left.pop(0)
+            value = value if equals or value else remaining.pop(0)
             line.overrides.append(f"{name[2:]}={f'[{value}]' if ',' in value and value[0] not in '[{' else value}")
         elif text.startswith("-") and not is_path(text):
             fail(f"{name}: no such option")
@@ -109,30 +109,24 @@ def split(inputs: list[str]) -> Line:
             line.overrides.append(text)
         else:
             line.files.append(local_path(text))
-    _name_files(line)
-    return line
-
-
-def _name_files(line: Line) -> None:
-    """Add the file that Hydra's options name."""
-    folder = local_path(line.options.get("config_path", "."))
     if "config_name" in line.options:
+        folder = local_path(line.options.get("config_path", "."))
         name = line.options["config_name"].removesuffix(".yaml")
         line.files.append(folder / f"{name}.yaml")
     if not line.files:
         fail("no run file given; name at least one, for instance examples/quickstart.yaml")
+    return line
 
 
 def load(inputs: list[str], purpose: Literal["train", "prepare"] = "train", *, may_lack: bool = False) -> RunConfig:
-    """Return the run config that a command line names. Raises UserError for everything that is wrong with it, and for
-    what its file does without, as it is not on this machine, unless it ``may_lack`` that."""
+    """Return the run config that a command line names. Raises UserError for all its mistakes, and for what is not on
+    this machine, unless it ``may_lack`` that."""
     line = split(inputs)
-    named = line.options
     config = api.load_config(
         line.files,
         line.overrides,
-        dialect=named.get("dialect"),
-        config_folder=named.get("config_path") or None,
+        dialect=line.options.get("dialect"),
+        config_folder=line.options.get("config_path") or None,
         purpose=purpose,
     )
     loaded = api.loaded_of(config)
@@ -143,42 +137,46 @@ def load(inputs: list[str], purpose: Literal["train", "prepare"] = "train", *, m
 
 
 def in_words_of_file(error: UserError) -> UserError:
-    """``error``, which stopped a verb, with the keys and lines of the dialect's file that it read, if it read one: what
-    is said of data, model or training after `load` speaks of native keys."""
+    """Return ``error``, which has native keys, with the keys and lines of the dialect's file that the verb has read, if
+    any."""
     loaded = _read.get()
     return error if loaded is None or loaded.dialect is None else loaded.located(error)
 
 
 def in_words(line: str) -> str:
-    """``line``, which tells something of a run with native keys, with the keys and lines of the dialect's file that the
-    verb read, if it read one."""
+    """Return ``line``, which has native keys, with the keys and lines of the dialect's file that the verb has read, if
+    any."""
     loaded = _read.get()
     return line if loaded is None else loaded.in_words(line)
 
 
 def forget_read() -> None:
-    """Begin a command line, which has read no file yet."""
+    """Forget the file that an earlier command line has read."""
     _read.set(None)
 
 
 @contextmanager
 def as_options(*names: str) -> Generator[None]:
-    """Within, raise a UserError that begins with one of ``names`` as one that begins with the option of that name."""
+    """Raise a UserError of the context with options, as --device-memory, for the ``names`` that its problems begin
+    with."""
     try:
         yield
     except UserError as error:
-        found = [f"--{one.replace('_', '-', 1)}" if one.partition(":")[0] in names else one for one in error.problems]
-        if found == list(error.problems):
-            raise  # which knows the file and line of each problem
-        raise UserError(*found) from error
+        problems = [
+            f"--{problem.replace('_', '-', 1)}" if problem.partition(":")[0] in names else problem
+            for problem in error.problems
+        ]
+        if problems == list(error.problems):
+            raise  # it may know the file and line of each problem
+        raise UserError(*problems) from error
 
 
 def echo(text: str, *, err: bool = False, nl: bool = True, exact: bool = False) -> None:
-    """Print ``text`` without what steers a terminal; ``exact`` leaves it as it is for a file or another program."""
+    """Print ``text`` with control characters escaped; ``exact`` prints it unchanged to a file or another program."""
     stream = sys.stderr if err else sys.stdout
     typer.echo(text if exact and not stream.isatty() else printable(text, lines=True), err=err, nl=nl, color=True)
 
 
 def fail(problem: str) -> NoReturn:
-    """Refuse what the user asked for: raises UserError with the line ``problem``."""
+    """Raise UserError with the line ``problem``."""
     raise UserError(problem)

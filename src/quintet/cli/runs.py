@@ -1,4 +1,4 @@
-"""`quintet runs`, `compare` and `report`: what runs have reached."""
+"""`quintet runs`, `compare` and `report`: the results of runs."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ def runs(
     folder: Annotated[Path, typer.Argument(help="folder that holds run folders")] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """List the runs in a folder: how far each is, what it reached, how fast it was."""
+    """List the runs in a folder, with the step, losses and speed of each."""
     from quintet.report.facts import find_runs
 
     if not is_path(folder) or not folder.is_dir():
         fail(f"{folder}: no such folder; `quintet train` makes runs/ where it is called")
-    found = find_runs(folder)
+    summaries = find_runs(folder)
     if as_json:
-        echo(to_json([asdict(run) for run in found], indent=2))
+        echo(to_json([asdict(run) for run in summaries], indent=2))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table("run", "step", "train loss", "validation loss", "bits per byte", "tokens/s", "last change", box=None)
-    for run in found:
+    for run in summaries:
         figures = (run.train_loss, run.validation_loss, run.bits_per_byte)
         shown = ("" if value is None else f"{value:.4f}" for value in figures)
         speed = "" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}"
         table.add_row(Text(printable(run.name)), f"{run.step}/{run.steps or '?'}", *shown, speed, run.changed)
     Console().print(table)
-    for run in found:
+    for run in summaries:
         if run.problem is not None:
             echo(f"{run.name}: its run file cannot be read: {run.problem}", err=True)
 
@@ -55,19 +55,22 @@ def compare(
     ] = None,
     text: Annotated[
         Path | None,
-        typer.Option(help="file or folder of .txt and .jsonl to measure on; what the runs hold out when not given"),
+        typer.Option(
+            help="file or folder of .txt and .jsonl to measure on; the held-out data of the runs when not given"
+        ),
     ] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="held-out samples; evaluate.samples of each run when not given")
     ] = None,
-    max_bytes: Annotated[int, typer.Option(min=1, help="of texts, of all topics together")] = 200_000,
+    max_bytes: Annotated[int, typer.Option(min=1, help="bytes of text at most, of all topics together")] = 200_000,
     checkpoint: Checkpoint = "latest",
     recorded: Annotated[
-        bool, typer.Option("--recorded", help="only what was recorded in the training; load no model")
+        bool, typer.Option("--recorded", help="only what was recorded during training; load no model")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare runs: settings, figures, curves, and how sure the difference of their losses on the same data is.
+    """Compare runs: settings, figures, curves, and confidence intervals of the differences of their losses on the same
+    data.
 
     Each run is compared with the first.
     """
@@ -80,7 +83,7 @@ def compare(
     if len(runs) < 2:
         fail("compare: needs two runs or more; `quintet runs` lists them")
     if recorded and (text, samples) != (None, None):
-        fail("--recorded: measures nothing, so that --text and --samples mean nothing; leave them out")
+        fail("--recorded: measures nothing and ignores --text and --samples; leave them out")
     facts = [read_facts(find_run(run)) for run in runs]
     settings, figures = setting_rows(facts), figure_rows(facts)
     if output is not None:
@@ -150,7 +153,7 @@ def report(
         bool, typer.Option("--sound", help="render the last sample of each piece or task of music: 5 MB a minute")
     ] = False,
 ) -> None:
-    """Write a page about a run, in one file: what was run, its curves and figures, and what it wrote or played."""
+    """Write the report of a run, one HTML page: its settings, curves, figures, and samples of text or music."""
     from quintet.report.page import write_report
 
     folder = find_run(run)

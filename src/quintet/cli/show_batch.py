@@ -1,4 +1,4 @@
-"""`quintet show-batch`: the exact text of a step's batch, and what of it is learnt."""
+"""`quintet show-batch`: the exact text of the batch of a step, and its tokens that count in the loss."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 _DOCUMENTS = ("cyan", "magenta", "green", "yellow")  # in turn, so that neighbours differ
 _NO_LOSS = "dim"
-_LEGEND = "bright: predicted · dim: only read · a colour a document · ⏎ line end · ∎ document end"
+_LEGEND = "bright: predicted · dim: only read · one colour per document · ⏎ line end · ∎ document end"
 
 
 def show_batch(
     inputs: Inputs,
     step: Annotated[int, typer.Option(min=1, help="step of the run")] = 1,
     rows: Annotated[int, typer.Option(min=1, help="samples to show at most")] = 4,
-    validation: Annotated[bool, typer.Option("--validation", help="the first batch that is validated on")] = False,
+    validation: Annotated[bool, typer.Option("--validation", help="show the first validation batch instead")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print ids, targets and documents as JSON")] = False,
 ) -> None:
-    """Show what the model sees at a step: text, document borders, padding, and which tokens have a loss.
+    """Show what the model reads at a step: text, ends of documents, padding, and which tokens count in the loss.
 
-    A token is bright if it is predicted, from what stands before it.
+    A token is bright if it is predicted, from the tokens before it.
     """
     config = load(inputs)
     from rich.console import Console
@@ -56,7 +56,7 @@ def show_batch(
     else:
         index = config.data.batch_index(step - 1)
         whole, purpose, labels = prepared.train.batch(index), ("train", index), prepared.train.labels
-    # Documents are shown also where the model is not told them.
+    # Documents are shown even if the model does not distinguish them.
     batch = replace(objective.prepare(whole, *purpose), documents=whole.documents)
     if as_json:
         echo(to_json(_arrays(batch, labels, rows), ascii=False), exact=True)
@@ -72,7 +72,7 @@ def show_batch(
 
 
 def painted(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
-    """Sample ``row`` of ``batch`` as coloured text: its inputs, and the last target."""
+    """Return sample ``row`` of ``batch`` as coloured text: its inputs, and the last target."""
     from rich.text import Text
 
     from quintet.config.documents import IGNORED
@@ -84,7 +84,7 @@ def painted(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
     ids: list[int] = batch.inputs[row, :size].tolist()
     documents: list[int] = numbers[:size].tolist()
     predicted: list[bool] = [False, *(batch.targets[row, :size] != IGNORED).tolist()]
-    if predicted[-1]:  # what comes last is a target and no input
+    if predicted[-1]:  # the last token is only a target
         ids, documents = [*ids, int(batch.targets[row, size - 1])], [*documents, documents[-1]]
     text = Text()
     for (document, loss_mask), group in groupby(range(len(ids)), lambda index: (documents[index], predicted[index])):
@@ -96,13 +96,13 @@ def painted(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
 
 
 def _written(ids: list[int], tokenizer: Tokenizer) -> str:
-    """The text of ``ids`` on one line for each of its own, special ids marked."""
+    """Return the text of ``ids`` with line ends and special ids marked."""
     parts: list[str] = []
     for special, group in groupby(ids, lambda token: token >= tokenizer.vocab_size or not tokenizer.pieces.of(token)):
         if special:
             parts += ["∎\n" if token == tokenizer.end_id else f"⟨{token}⟩" for token in group]
         else:
-            # Not `decode`, which may drop the first space: a group can begin in the middle of a text.
+            # A group may begin in the middle of a text, whose first space `decode` may drop.
             written = b"".join(map(tokenizer.pieces.of, group)).decode("utf-8", errors="replace")
             parts.append(printable(written.replace("\n", "⏎\n"), lines=True))
     return "".join(parts)
