@@ -1,4 +1,4 @@
-"""DeepSpeed's ds_config within a run file: what both say must agree, and what one of them says holds for both.
+"""DeepSpeed's ds_config in `parallel.config`: it sets keys that the run file lacks, and must agree with the others.
 
 The names and defaults are those of DeepSpeed's "Configuration JSON".
 """
@@ -18,7 +18,7 @@ from quintet.errors import nearest
 
 AUTO = "auto"
 _HERE = "parallel.config"
-# Which key of the run file says the same.
+# The key of the run file that sets the same.
 _SAME = {
     "train_batch_size": "train.batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch_size",
@@ -32,35 +32,35 @@ _PASSED = (
     *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "log_level", "comms_logger"),
     *("flops_profiler", "use_node_local_storage", "disable_python_gc"),
 )
-# What the run file has keys of its own for, or what would change what is computed.
+# Settings for which the run file has keys, or that would change the computation.
 _REFUSED = {
-    "activation_checkpointing": "is train.activation_checkpointing",
-    "checkpoint": "is the section checkpoint; checkpoints have one form for all engines",
-    "tensorboard": "is the section track",
-    "wandb": "is the section track",
-    "comet": "is the section track",
-    "csv_monitor": "is the section track",
-    "data_efficiency": "changes what is read; the section data says that",
-    "curriculum_learning": "changes what is read; the section data says that",
-    "dataloader_drop_last": "changes what is read; the section data says that",
-    "progressive_layer_drop": "is not done here",
-    "compression_training": "is not done here",
-    "quantize_training": "is not done here",
-    "sparse_attention": "is not done here; see model.attention",
-    "sparse_gradients": "is not done here",
-    "elasticity": "is not done here; any number of processes continues a run",
-    "autotuning": "is not done here",
-    "eigenvalue": "is not done here",
-    "hybrid_engine": "is not done here",
-    "pipeline": "is not done here",
-    "tensor_parallel": "is not done here",
-    "sequence_parallel_size": "is not done here",
-    "expert_parallel": "is not done here",
-    "compile": "is train.compile",
+    "activation_checkpointing": "is set by train.activation_checkpointing",
+    "checkpoint": "is set by the section checkpoint, because checkpoints have one format for all engines",
+    "tensorboard": "is set by the section track",
+    "wandb": "is set by the section track",
+    "comet": "is set by the section track",
+    "csv_monitor": "is set by the section track",
+    "data_efficiency": "changes the data; the section data does so",
+    "curriculum_learning": "changes the data; the section data does so",
+    "dataloader_drop_last": "changes the data; the section data does so",
+    "progressive_layer_drop": "is not supported",
+    "compression_training": "is not supported",
+    "quantize_training": "is not supported",
+    "sparse_attention": "is not supported; see model.attention",
+    "sparse_gradients": "is not supported",
+    "elasticity": "is not supported; any number of processes continues a run",
+    "autotuning": "is not supported",
+    "eigenvalue": "is not supported",
+    "hybrid_engine": "is not supported",
+    "pipeline": "is not supported",
+    "tensor_parallel": "is not supported",
+    "sequence_parallel_size": "is not supported",
+    "expert_parallel": "is not supported",
+    "compile": "is set by train.compile",
     "amp": "needs NVIDIA's apex; take bf16 or fp16",
-    "gradient_allreduce_op": "is always the mean, on which the loss of a batch rests",
+    "gradient_allreduce_op": "is always the mean, which the loss of a batch requires",
     "managed_gradient_accumulation": "is always true here",
-    "seed": "is the key seed",
+    "seed": "is set by the key seed",
 }
 _ADAM = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 _SWITCHES = ("torch_adam", "adam_w_mode", "fp32_optimizer_states")
@@ -69,7 +69,7 @@ _OWN_OPTIMIZERS = ("OneBitAdam", "ZeroOneAdam", "OneBitLamb", "Lamb", "Lion", "M
 
 
 def given_by_deepspeed(values: Any) -> Any:
-    """``values``, a run file as it was read, with what its ds_config says and its own keys leave out."""
+    """Return ``values``, a run file as it was read, with the values of its ds_config for keys that it lacks."""
     ds = _ds_config(values)
     if not ds:
         return values
@@ -77,7 +77,7 @@ def given_by_deepspeed(values: Any) -> Any:
     _fill(values, "train", _training(ds))
     if is_mapping(ds.get("optimizer")):
         own, theirs = values.get("optimizer"), _optimizer(ds["optimizer"], fresh="optimizer" not in values)
-        # Two kinds are a contradiction, which is told better than keys that one of them lacks.
+        # If the kinds differ, that is reported, and not the keys that one of them lacks.
         if not is_mapping(own) or own.get("kind", "adamw") == theirs.get("kind", "adamw"):
             _fill(values, "optimizer", theirs)
     scheduler = ds.get("scheduler")
@@ -92,26 +92,26 @@ def given_by_deepspeed(values: Any) -> Any:
 
 
 def batch_errors(parallel: ParallelConfig, train: TrainConfig, data: DataConfig) -> ConfigErrors:
-    """Yield an error for each size of a batch, and the clipping, that a ds_config says otherwise than ``train``."""
+    """Yield an error for each batch size, and for the clipping, that differs between a ds_config and ``train``."""
     ds = _given(parallel)
     yield from _unequal(ds, "gradient_clipping", train.clip_norm or 0.0, _SAME["gradient_clipping"])
     batch = train.batch(data.sequence_length)
-    if not train.batch_size_per_device or train.batch_devices:  # else it is checked when the processes are known
+    if not train.batch_size_per_device or train.batch_devices:  # otherwise it is checked when the processes are known
         yield from _unequal(ds, "train_batch_size", batch.samples, _SAME["train_batch_size"])
-    if train.micro_batch_size is not None:  # as are micro-batches of more samples than the batch has passes
+    if train.micro_batch_size is not None:  # otherwise it follows from the other keys
         name = "train_micro_batch_size_per_gpu"
         yield from _unequal(ds, name, train.micro_batch_size, _SAME[name])
 
 
 def name_errors(parallel: ParallelConfig) -> ConfigErrors:
-    """Yield an error for each key of a ds_config that is not used, or that DeepSpeed does not have."""
+    """Yield an error for each key of a ds_config that is refused, or that DeepSpeed does not have."""
     for name in _given(parallel):
         if name in _REFUSED:
-            yield config_error(f"{_HERE}.{name}", f"{_REFUSED[name]}; leave it out")
+            yield config_error(f"{_HERE}.{name}", f"{_REFUSED[name]}; remove it")
         elif name not in _PASSED:
             meant = nearest(name, _PASSED)
             hint = f"; did you mean {meant}?" if meant else ""
-            yield config_error(f"{_HERE}.{name}", f"is no key of DeepSpeed's{hint}")
+            yield config_error(f"{_HERE}.{name}", f"is not a key of DeepSpeed{hint}")
 
 
 def precision_errors(parallel: ParallelConfig, train: TrainConfig) -> ConfigErrors:
@@ -119,17 +119,15 @@ def precision_errors(parallel: ParallelConfig, train: TrainConfig) -> ConfigErro
     ds, ours = _given(parallel), train.precision
     both = _enabled(ds, "fp16") is True and _enabled(ds, "bf16") is True
     if both:
-        yield config_error(f"{_HERE}.fp16.enabled", f"is true, and {_HERE}.bf16.enabled is true; take one of them")
+        yield config_error(f"{_HERE}.fp16.enabled", f"is true, and {_HERE}.bf16.enabled is true; set one of them")
     for kind in () if both else ("fp16", "bf16"):
         enabled = _enabled(ds, kind)
         if (enabled is True and ours != kind) or (enabled is False and ours == kind):
-            said = str(enabled).lower()
-            yield config_error(f"{_HERE}.{kind}.enabled", f"is {said}, and train.precision is {ours}; make them agree")
+            value = str(enabled).lower()
+            yield config_error(f"{_HERE}.{kind}.enabled", f"is {value}, and train.precision is {ours}; make them agree")
     block = ds.get("torch_autocast")
     if is_mapping(block) and block.get("enabled"):
-        yield config_error(
-            f"{_HERE}.torch_autocast", "is what train.precision: bf16 does by itself; leave it out and say that"
-        )
+        yield config_error(f"{_HERE}.torch_autocast", "does what train.precision: bf16 does; remove it and set that")
 
 
 def optimizer_errors(parallel: ParallelConfig, optimizer: OptimizerConfig) -> ConfigErrors:
@@ -140,12 +138,14 @@ def optimizer_errors(parallel: ParallelConfig, optimizer: OptimizerConfig) -> Co
         return
     name = block.get("type")
     if name in _OWN_OPTIMIZERS:
-        yield config_error(f"{_HERE}.optimizer.type", f"{name} is not done here; take AdamW, or one of torch.optim")
+        yield config_error(
+            f"{_HERE}.optimizer.type", f"{name} is not supported; set AdamW, or an optimizer of torch.optim"
+        )
         return
     own = "AdamW" if isinstance(optimizer, AdamWConfig) else optimizer.name
     if not (isinstance(optimizer, AdamWConfig) if _is_adamw(block) else name == own):
         yield config_error(
-            f"{_HERE}.optimizer.type", f"is {name}, and the section optimizer says {own}; make them agree"
+            f"{_HERE}.optimizer.type", f"is {name}, and the section optimizer has {own}; make them agree"
         )
         return
     params, arguments = _without_auto(block.get("params")), getattr(optimizer, "arguments", {})
@@ -158,7 +158,7 @@ def optimizer_errors(parallel: ParallelConfig, optimizer: OptimizerConfig) -> Co
         elif key in arguments:
             yield from _unequal({path: value}, path, arguments[key], f"optimizer.arguments.{key}")
         else:
-            yield config_error(f"{_HERE}.{path}", f"is not said by the section optimizer for {own}")
+            yield config_error(f"{_HERE}.{path}", f"is not a key of the section optimizer for {own}; remove it")
 
 
 def schedule_errors(parallel: ParallelConfig, schedule: ScheduleConfig) -> ConfigErrors:
@@ -167,9 +167,9 @@ def schedule_errors(parallel: ParallelConfig, schedule: ScheduleConfig) -> Confi
     if not is_mapping(block):
         return
     if not isinstance(schedule, DeepSpeedScheduleConfig) or schedule.name != block.get("type"):
-        said = schedule.name if isinstance(schedule, DeepSpeedScheduleConfig) else schedule.kind
+        name = schedule.name if isinstance(schedule, DeepSpeedScheduleConfig) else schedule.kind
         yield config_error(
-            f"{_HERE}.scheduler.type", f"is {block.get('type')}, and the section schedule says {said}; make them agree"
+            f"{_HERE}.scheduler.type", f"is {block.get('type')}, and the section schedule has {name}; make them agree"
         )
         return
     for key, value in _without_auto(block.get("params")).items():
@@ -182,48 +182,48 @@ def _given(parallel: ParallelConfig) -> dict[str, Any]:
 
 
 def _unequal(ds: dict[str, Any], name: str, ours: Any, key: str) -> ConfigErrors:
-    """Yield an error if ``name`` of ``ds`` is given and not what the run file's ``key`` has."""
+    """Yield an error if ``name`` of ``ds`` is given and differs from ``ours``, the value of the run file's ``key``."""
     theirs, ours = _plain(ds.get(name, AUTO)), _plain(ours)
     if theirs not in (AUTO, None) and theirs != ours:
-        said = "null" if ours is None else ours
-        yield config_error(f"{_HERE}.{name}", f"is {theirs}, and {key} is {said}; make them equal or set one to auto")
+        value = "null" if ours is None else ours
+        yield config_error(f"{_HERE}.{name}", f"is {theirs}, and {key} is {value}; make them equal or set one to auto")
 
 
 def _ds_config(values: Any) -> dict[str, Any]:
     parallel = values.get("parallel") if is_mapping(values) else None
     if not is_mapping(parallel) or parallel.get("kind") != "deepspeed":
         return {}
-    found = parallel.get("config")
-    return found if is_mapping(found) else {}
+    config = parallel.get("config")
+    return config if is_mapping(config) else {}
 
 
-def _fill(values: dict[str, Any], section: str, found: dict[str, Any]) -> None:
+def _fill(values: dict[str, Any], section: str, theirs: dict[str, Any]) -> None:
     own = values.get(section, {})
-    if found and is_mapping(own):
+    if theirs and is_mapping(own):
         if any(own.get(name) is not None for name in ("batch_size", "batch_tokens", "accumulation")):
-            found.pop("batch_size_per_device", None)
-        values[section] = found | own
+            theirs.pop("batch_size_per_device", None)
+        values[section] = theirs | own
 
 
 def _training(ds: dict[str, Any]) -> dict[str, Any]:
-    found = {
+    section = {
         key.partition(".")[2]: number_in(ds[name])
         for name, key in _SAME.items()
         if ds.get(name, AUTO) not in (AUTO, None)
     }
-    micro, passes = found.get("micro_batch_size"), number_in(ds.get("gradient_accumulation_steps", AUTO))
-    if "batch_size" not in found and isinstance(micro, int) and isinstance(passes, int):
+    micro, passes = section.get("micro_batch_size"), number_in(ds.get("gradient_accumulation_steps", AUTO))
+    if "batch_size" not in section and isinstance(micro, int) and isinstance(passes, int):
         # train_batch_size = train_micro_batch_size_per_gpu × gradient_accumulation_steps × devices
-        found["batch_size_per_device"] = micro * passes
-    if found.get("clip_norm") == 0:
-        found["clip_norm"] = None
+        section["batch_size_per_device"] = micro * passes
+    if section.get("clip_norm") == 0:
+        section["clip_norm"] = None
     enabled = {kind: _enabled(ds, kind) for kind in ("fp16", "bf16")}
     chosen = [kind for kind, value in enabled.items() if value is True]
     if chosen:
-        found["precision"] = chosen[0]
+        section["precision"] = chosen[0]
     elif False in enabled.values() and "torch_autocast" not in ds:
-        found["precision"] = "fp32"
-    return found
+        section["precision"] = "fp32"
+    return section
 
 
 def _enabled(ds: dict[str, Any], kind: str) -> Any:
@@ -232,21 +232,21 @@ def _enabled(ds: dict[str, Any], kind: str) -> Any:
 
 
 def _optimizer(block: dict[str, Any], *, fresh: bool) -> dict[str, Any]:
-    """The run file's optimizer section for that of a ds_config; with ``fresh`` DeepSpeed's defaults too, among them
-    that everything decays."""
+    """Return the section `optimizer` for the optimizer of a ds_config; if ``fresh``, with DeepSpeed's defaults, such as
+    decay of all parameters."""
     params = _without_auto(block.get("params"))
     if not _is_adamw(block):
         ours = {name: params.pop(name) for name in ("lr", "weight_decay") if name in params}
-        found = {"kind": "torch", "name": block.get("type"), **ours}
+        section = {"kind": "torch", "name": block.get("type"), **ours}
         if params := {name: value for name, value in params.items() if name not in _SWITCHES}:
-            found["arguments"] = params
-        return found | ({"decay": "all"} if fresh else {})
+            section["arguments"] = params
+        return section | ({"decay": "all"} if fresh else {})
     known = {name: value for name, value in params.items() if name in _ADAM}
     return ({"kind": "adamw", "decay": "all", **_ADAM} if fresh else {}) | known
 
 
 def _is_adamw(block: dict[str, Any]) -> bool:
-    """DeepSpeed's Adam decays as AdamW does unless ``adam_w_mode`` is false."""
+    """True for AdamW, and for DeepSpeed's Adam, which is AdamW unless ``adam_w_mode`` is false."""
     kind = str(block.get("type", "")).lower()
     params: dict[str, Any] = block.get("params") or {}
     return kind == "adamw" or (kind == "adam" and params.get("adam_w_mode", True) is not False)
@@ -259,4 +259,4 @@ def _without_auto(params: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return [number_in(one) for one in value] if is_sequence(value) else number_in(value)
+    return [number_in(element) for element in value] if is_sequence(value) else number_in(value)

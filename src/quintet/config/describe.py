@@ -1,4 +1,4 @@
-"""A walk over the schema that yields what a person wants to know of each key: for messages, help and reference."""
+"""Descriptions of all sections and keys of a schema, for messages, help and reference pages."""
 
 from __future__ import annotations
 
@@ -23,10 +23,16 @@ _NO_ROLE = Role()
 
 @dataclass(frozen=True)
 class KeyInfo:
-    """One key. ``default`` is plain data and None when ``required``; ``kinds`` are the sections that the key may hold,
-    by kind (a section that has no kinds is under ""), and is empty for a single value. ``role`` is what a dialect's key
-    has to do with the native run file, ``aliases`` its other paths from the top, ``special`` how a value is read and
-    written that the field's own rules do not tell, ``words`` all values that there are, where they are counted."""
+    """A key of a section.
+
+    ``within``: the kinds of the sections around it, with their paths.
+    ``default``: plain data, None if ``required``.
+    ``kinds``: the sections that the key can hold, by kind; a section without kinds is under "", and a plain value has
+    none.
+    ``role``: the role of a dialect's key in native run files; ``aliases`` are its other paths from the top.
+    ``special``: how a value is read and written if pydantic's types do not describe it.
+    ``words``: all values of a key that accepts only certain values.
+    """
 
     name: str
     path: str
@@ -50,25 +56,25 @@ class KeyInfo:
         return ", ".join((self.type, *self.constraints))
 
     def write(self, value: Any) -> Any:
-        """``value``, as it was read, as a file has it. Raises ValueError where there is no word for it."""
+        """Return the validated ``value`` as a file has it. Raises ValueError if a file cannot express it."""
         if self.words and value not in self.words:
             raise ValueError(f"is none of {', '.join(map(repr, self.words))}")
         return self.special.write(value) if self.special else plain(value)
 
     @property
     def default_kind(self) -> str | None:
-        """The kind of a section that does not say its own; None where it must."""
+        """The kind of a section without ``kind``, None if the kind is required."""
         if self.repeated or not self.kinds:
             return None
         return "" if "" in self.kinds else self.default and self.default.get("kind")
 
     @property
     def element_type(self) -> str:
-        """`type` of one element of a list of plain values."""
+        """The `type` of an element of a list of plain values."""
         return self.type.removeprefix("list of ").lstrip("0123456789 ").removesuffix("s")
 
     def section(self, value: Any) -> Section | None:
-        """The section that ``value`` of this key is, by its ``kind`` or by the default's; None when it is none."""
+        """Return the section that ``value`` is, by its ``kind`` or the default kind, None if it is not a section."""
         if not is_mapping(value):
             return None
         kind = "" if "" in self.kinds else value.get("kind", self.default_kind)
@@ -77,8 +83,8 @@ class KeyInfo:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the run file: its keys in order. ``within`` names the kinds of the sections around it, itself included,
-    where there was a choice."""
+    """A section of a run file, with its keys in order. ``within`` are the paths and kinds of the sections with kinds
+    around it, including itself."""
 
     path: str
     kind: str
@@ -87,31 +93,31 @@ class Section:
     keys: tuple[KeyInfo, ...]
     model: type[ConfigSection]
     translates: bool = False
-    """True if it is a section of a dialect's file."""
+    """True for a section of a dialect's file."""
     shorthand: str = ""
-    """The key that a value by itself stands for."""
+    """The key whose value can be given in place of the section."""
     nestings: tuple[str, ...] = ()
-    """Other paths at which files have its keys."""
+    """Other paths at which files have the keys of the section."""
 
     def key(self, name: str) -> KeyInfo | None:
-        """The key ``name`` of this section, None when it has none."""
+        """Return the key ``name`` of this section, None if it has no such key."""
         return next((key for key in self.keys if key.name == name), None)
 
 
 @cache
 def run_file() -> Section:
-    """The whole run file."""
+    """Return the top of native run files."""
     return section_of(RunConfig)
 
 
 @cache
 def section_of(schema: type[ConfigSection]) -> Section:
-    """The whole of a file that is described by ``schema``: that of native run files or of a dialect."""
+    """Return the top of the files of ``schema``: native run files, or a dialect's."""
     return _section(schema, "", ())
 
 
 def walk(section: Section | None = None) -> Iterator[KeyInfo]:
-    """Every key below ``section`` (the run file's top when None), each once for every kind it occurs in."""
+    """Yield all keys below ``section`` (the top of run files if None), once for each kind that has them."""
     for key in (section or run_file()).keys:
         yield key
         for inner in key.kinds.values():
@@ -120,22 +126,22 @@ def walk(section: Section | None = None) -> Iterator[KeyInfo]:
 
 @cache
 def default_kinds() -> dict[KeyPath, str]:
-    """The kind that each section of the top and of what is inside has when it does not say one."""
-    found: dict[KeyPath, str] = {}
+    """Return the default kind of each section, by its path."""
+    kinds: dict[KeyPath, str] = {}
 
     def visit(section: Section, path: KeyPath) -> None:
         for key in section.keys:
             for inner in key.kinds.values() if not key.repeated else ():
                 if key.default_kind:
-                    found[(*path, key.name)] = key.default_kind
+                    kinds[(*path, key.name)] = key.default_kind
                 visit(inner, (*path, key.name))
 
     visit(run_file(), ())
-    return found
+    return kinds
 
 
 def with_defaults(values: dict[str, Any], section: Section | None = None) -> dict[str, Any]:
-    """``values`` of a section together with the defaults of what they leave out; what is unknown stays as it is."""
+    """Return ``values`` of a section with the defaults of missing keys; unknown keys are kept."""
     section = section or run_file()
     full = {key.name: key.default for key in section.keys if not key.required}
     for name, value in values.items():
@@ -155,7 +161,7 @@ def _filled(value: Any, key: KeyInfo) -> Any:
 
 
 def kind_of(part: type[ConfigSection]) -> str:
-    """The kind that a part of the schema stands for, "" for a part that has no kinds."""
+    """Return the kind of a config class, "" for one without ``kind``."""
     field = part.model_fields.get("kind")
     return "" if field is None else str(get_args(field.annotation)[0])
 
@@ -191,7 +197,7 @@ def _key(
     role = extra.get("role", _NO_ROLE)
     assert isinstance(role, Role)
     role = replace(role, documented=owner.documented) if role.documented is None else role
-    only = kinds.get("") if not field.description else None  # a section that is there in every file, if only empty
+    only = kinds.get("") if not field.description else None  # a section that always exists, with its defaults
     required = field.is_required() and (only is None or any(key.required for key in only.keys))
     return KeyInfo(
         name=name,
@@ -213,32 +219,30 @@ def _key(
 
 
 def _special(field: FieldInfo) -> Value | None:
-    found = [one for _, metadata in alternatives(field.annotation, field.metadata) for one in metadata]
-    return next((one for one in found if isinstance(one, Value)), None)
+    annotations = [a for _, metadata in alternatives(field.annotation, field.metadata) for a in metadata]
+    return next((annotation for annotation in annotations if isinstance(annotation, Value)), None)
 
 
 def _all_words(field: FieldInfo) -> tuple[Any, ...]:
-    """The values of a key that only takes certain words, null left out."""
-    found = [one for one, _ in alternatives(field.annotation) if one is not types.NoneType]
-    return (
-        tuple(word for one in found for word in get_args(one))
-        if all(get_origin(one) is Literal for one in found)
-        else ()
-    )
+    """Return the values of a key that accepts only certain values, without null; () for any other key."""
+    accepted = [member for member, _ in alternatives(field.annotation) if member is not types.NoneType]
+    if any(get_origin(member) is not Literal for member in accepted):
+        return ()
+    return tuple(word for member in accepted for word in get_args(member))
 
 
 def _aliases(name: str, around: str, aliases: tuple[str, ...], nestings: tuple[str, ...]) -> tuple[str, ...]:
-    """Every other path of a key ``name`` of the section ``around``, itself at ``nestings``, too."""
+    """Return all other paths of the key ``name`` of the section ``around``, which is also at ``nestings``."""
     aliases = tuple(f"{alias}{name}" if alias.endswith(".") else alias for alias in aliases)
     spellings = [alias for alias in aliases if "." not in alias]
-    beside = [f"{around}.{one}" for one in spellings] + [
-        f"{other}.{one}" for other in nestings for one in (name, *spellings)
+    beside = [f"{around}.{spelling}" for spelling in spellings] + [
+        f"{other}.{spelling}" for other in nestings for spelling in (name, *spellings)
     ]
     return tuple(path.removeprefix(".") for path in (*beside, *(alias for alias in aliases if "." in alias)))
 
 
 def plain(value: Any) -> Any:
-    """``value`` of the schema as YAML would hold it: parts as mappings with the kind first, tuples as lists."""
+    """Return ``value`` of the schema as plain data: sections as mappings with the kind first, tuples as lists."""
     if isinstance(value, ConfigSection):
         names = sorted(type(value).model_fields, key=lambda name: name != "kind")
         return {name: plain(getattr(value, name)) for name in names}
@@ -246,23 +250,23 @@ def plain(value: Any) -> Any:
 
 
 def _parts(annotation: Any) -> list[type[ConfigSection]]:
-    """The parts that ``annotation`` allows, also as elements of a list."""
+    """Return the config classes in ``annotation``, also those of a list's elements."""
     if isinstance(annotation, type) and issubclass(annotation, ConfigSection):
         return [annotation]
     origin = get_origin(annotation)
     inner = get_args(annotation)[:1] if origin is Annotated else get_args(annotation)
-    return [] if origin is Literal else [part for one in inner for part in _parts(one)]
+    return [] if origin is Literal else [part for member in inner for part in _parts(member)]
 
 
 def _given(annotation: Any) -> Any:
-    """``annotation`` without null, which in a dialect says that a key is not given."""
-    accepted = tuple(one for one in get_args(annotation) if one is not types.NoneType)
+    """Return ``annotation`` without null, which in a dialect means that a key is not given."""
+    accepted = tuple(member for member in get_args(annotation) if member is not types.NoneType)
     return Union[accepted] if get_origin(annotation) in (Union, types.UnionType) else annotation  # noqa: UP007
 
 
 def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """``annotation`` in plain words."""
-    special = next((one for one in metadata if isinstance(one, Value)), None)
+    """Return ``annotation`` in words."""
+    special = next((item for item in metadata if isinstance(item, Value)), None)
     if special is not None:
         return special.words
     if annotation is Any:
@@ -275,7 +279,7 @@ def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     if origin is Literal:
         return _choice([str(value) for value in inner])
     if origin in (Union, types.UnionType):
-        return _choice([word for one in inner for word in _words(one).replace(" or ", ", ").split(", ")])
+        return _choice([word for member in inner for word in _words(member).replace(" or ", ", ").split(", ")])
     if origin is dict:
         return "mapping"
     if origin is tuple:
@@ -286,7 +290,7 @@ def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 
 def _choice(words: list[str]) -> str:
-    """``words`` as a choice: "a, b or c". What is a list among them has an article."""
+    """Return ``words`` as a choice, "a, b or c", with an article before a list."""
     words = list(dict.fromkeys(words))
     if not words[1:]:
         return words[0]
@@ -295,28 +299,27 @@ def _choice(words: list[str]) -> str:
 
 
 def _constraints(field: FieldInfo) -> tuple[str, ...]:
-    found = _bounds(field.metadata)
-    if get_origin(field.annotation) in (Union, types.UnionType):  # bounds of what may also be null
-        found += [bound for one in get_args(field.annotation) for bound in _nested_bounds(one)]
+    bounds = _bounds(field.metadata)
+    if get_origin(field.annotation) in (Union, types.UnionType):  # of a value that may also be null
+        bounds += [bound for member in get_args(field.annotation) for bound in _nested_bounds(member)]
     if get_origin(field.annotation) is tuple:
-        for element in get_args(field.annotation)[:1]:
-            found += [f"each {bound}" for bound in _nested_bounds(element)]
-    return tuple(found)
+        bounds += [f"each {bound}" for bound in _nested_bounds(get_args(field.annotation)[0])]
+    return tuple(bounds)
 
 
 def _nested_bounds(annotation: Any) -> list[str]:
-    """The bounds of an Annotated type inside another."""
+    """Return the bounds of an Annotated type inside another."""
     inner = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
-    return [bound for one in inner for bound in _bounds(getattr(one, "metadata", [one]))]
+    return [bound for item in inner for bound in _bounds(getattr(item, "metadata", [item]))]
 
 
 def _bounds(metadata: list[Any]) -> list[str]:
-    found = [
-        f"{words} {getattr(one, bound):g}"
-        for one in metadata
+    bounds = [
+        f"{words} {getattr(item, bound):g}"
+        for item in metadata
         for bound, words in _BOUNDS.items()
-        if hasattr(one, bound)
+        if hasattr(item, bound)
     ]
-    found += ["not empty" for one in metadata if getattr(one, "min_length", None)]
-    patterns = [one.pattern for one in metadata if getattr(one, "pattern", None)]
-    return found + [_PATTERNS.get(pattern, f"of the form {pattern}") for pattern in patterns]
+    bounds += ["not empty" for item in metadata if getattr(item, "min_length", None)]
+    patterns = [item.pattern for item in metadata if getattr(item, "pattern", None)]
+    return bounds + [_PATTERNS.get(pattern, f"of the form {pattern}") for pattern in patterns]

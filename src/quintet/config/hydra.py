@@ -1,7 +1,8 @@
-"""Files with a Hydra `defaults:` list, composed from their config folder with the line of every value.
+"""Composition of files with a Hydra `defaults:` list.
 
-Hydra works out which files make the config, in which order and under which package (https://hydra.cc/docs/advanced/defaults_list/);
-they are then read and merged as all run files are, so that every value keeps its place.
+Hydra determines which files make the config, in which order and under which package
+(https://hydra.cc/docs/advanced/defaults_list/). They are then read and merged like all run files, so that each value
+keeps its origin.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ OWN_SETTINGS = "hydra"
 
 @dataclass(frozen=True)
 class Composed:
-    """A composed config, and the overrides that chose files of groups and are therefore done."""
+    """A composed config, and the overrides that chose files of groups and need not be applied again."""
 
     document: YamlDocument
     used: tuple[str, ...]
@@ -41,11 +42,11 @@ def is_composed(document: YamlDocument) -> bool:
 
 
 def compose(document: YamlDocument, file: Path, overrides: Sequence[str], folder: Path | None = None) -> Composed:
-    """``document``, which ``file`` holds, with what its defaults list names, below ``folder`` (the file's own when
-    None).
+    """Return ``document``, the content of ``file``, composed with the files that its defaults list names in ``folder``
+    (the folder of ``file`` if None).
 
-    Overrides that choose another file of a group (``model=gpt2_small``, ``+experiment=x``, ``~logging``) take part; the
-    others are left to the caller. Raises RunFileError when a file is missing or the list is wrong.
+    Overrides that choose a file of a group (``model=gpt2_small``, ``+experiment=x``, ``~logging``) are used; the others
+    are left to the caller. Raises RunFileError if a file is missing or the list is wrong.
     """
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -56,19 +57,19 @@ def compose(document: YamlDocument, file: Path, overrides: Sequence[str], folder
     choosing = [text for text in overrides if _chooses(text, root)]
     GlobalHydra.instance().clear()
     try:
-        # Hydra warns of what its next version will do with this one's rules.
+        # Hydra warns of changes in its next version.
         quiet = warnings.catch_warnings(action="ignore")
         with quiet, initialize_config_dir(str(root), version_base=_version_base(document)):
             loader = GlobalHydra.instance().config_loader()
-            found = loader.compute_defaults_list(name, choosing, RunMode.RUN)
-    except Exception as error:  # Hydra lets errors of several libraries through, asserts of its own too
+            defaults_list = loader.compute_defaults_list(name, choosing, RunMode.RUN)
+    except Exception as error:  # Hydra raises errors of several libraries, and AssertionErrors
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         if mark is not None and (broken := Path(mark.name)).is_file():
-            read_document(broken)  # which says what is wrong, and where
+            read_document(broken)  # raises an error with the line
         origin = origin_of(("defaults",), document.provenance)
         raise RunFileError([Problem(origin, "defaults", _reason(error, root))]) from None
     composed: YamlDocument | None = None
-    for default in found.defaults:
+    for default in defaults_list.defaults:
         path = default.config_path
         if path is None or path.split("/")[0] == OWN_SETTINGS:
             continue
@@ -81,9 +82,10 @@ def compose(document: YamlDocument, file: Path, overrides: Sequence[str], folder
 
 
 def apply_hydra_overrides(document: YamlDocument, overrides: Sequence[str]) -> YamlDocument:
-    """``document`` with overrides in Hydra's grammar: ``key=value``, ``+key=value``, ``++key=value``, ``~key``.
+    """Return ``document`` with overrides in Hydra's grammar applied: ``key=value``, ``+key=value``, ``++key=value``,
+    ``~key``.
 
-    Raises RunFileError with every override that is malformed, deletes nothing, or asks for a sweep.
+    Raises RunFileError with all overrides that are malformed, delete nothing, or ask for a sweep.
     """
     from hydra.errors import HydraException
 
@@ -109,53 +111,53 @@ def _parsed(text: str) -> HydraOverride:
 
 
 def _override(text: str) -> Override:
-    """The override that ``text`` is.
+    """Return the override ``text``.
 
-    Raises HydraException where Hydra cannot read it, ValueError where Quintet cannot follow.
+    Raises HydraException if Hydra cannot read it, ValueError if Quintet does not support it.
     """
     from hydra.core.override_parser.types import OverrideType
 
-    found = _parsed(text)
-    key, path = found.key_or_group, parse(found.key_or_group)
-    if found.is_sweep_override():
+    parsed = _parsed(text)
+    key, path = parsed.key_or_group, parse(parsed.key_or_group)
+    if parsed.is_sweep_override():
         raise ValueError("is a sweep over several values; give one, a run is one config")
-    if found.package is not None:
+    if parsed.package is not None:
         raise ValueError(f"names a package of the group {key!r}, and there is no such group")
     if path is None:
         raise ValueError("is no key")
     if path[0] == OWN_SETTINGS:
-        raise ValueError("is a setting of Hydra's own jobs and folders, which a run here does not have; leave it out")
+        raise ValueError("is a setting of Hydra's jobs and folders, which a run of Quintet does not have; remove it")
     verbs: dict[OverrideType, Verb] = {
         OverrideType.CHANGE: "",
         OverrideType.ADD: "+",
         OverrideType.FORCE_ADD: "++",
         OverrideType.DEL: "~",
     }
-    return Override(verbs[found.type], path, found.value())
+    return Override(verbs[parsed.type], path, parsed.value())
 
 
 def _chooses(text: str, root: Path) -> bool:
-    """True if an override names a group, which is a folder of ``root``, and no value for it."""
+    """True if an override chooses a file of a group, which is a folder of ``root``."""
     from hydra.errors import HydraException
 
     try:
-        found = _parsed(text)
+        override = _parsed(text)
     except HydraException:
-        return False  # refused when it is applied
-    group = found.key_or_group
+        return False  # reported when it is applied
+    group = override.key_or_group
     is_group = bool(group) and "." not in group and (root / group).is_dir()
-    return is_group and not found.is_sweep_override() and not isinstance(found.value(), dict)
+    return is_group and not override.is_sweep_override() and not isinstance(override.value(), dict)
 
 
 def _part(file: Path, package: str) -> YamlDocument:
-    """``file`` below ``package``; one that is a list is the value of the package's last step."""
+    """Read ``file`` as the content of ``package``; a list is the value of the package's last step."""
     around, _, last = package.rpartition(".")
     document = read_document(file, list_key=last, may_be_empty=True)
     return _packaged(document, around if document.is_list else package)
 
 
 def _packaged(document: YamlDocument, package: str) -> YamlDocument:
-    """``document`` below ``package``, "" at the top, without its defaults list and Hydra's own settings there."""
+    """Return ``document`` moved below ``package`` ("" is the top), without defaults list and Hydra's own settings."""
     values = {name: value for name, value in document.values.items() if name != "defaults"}
     provenance = {path: origin for path, origin in document.provenance.items() if path[:1] != ("defaults",)}
     steps = tuple(package.split(".")) if package else ()
@@ -169,21 +171,20 @@ def _packaged(document: YamlDocument, package: str) -> YamlDocument:
 
 
 def _file(root: Path, config_path: str, asked_by: Path) -> Path:
-    found = root / f"{config_path}.yaml"
+    file = root / f"{config_path}.yaml"
     try:
-        relative = found.relative_to(asked_by.resolve().parent)
+        return asked_by.parent / file.relative_to(asked_by.resolve().parent)
     except ValueError:
-        return found
-    return asked_by.parent / relative
+        return file
 
 
 def _version_base(document: YamlDocument) -> str | None:
-    """The version of Hydra whose rules a file asks for, None for those of the installed one."""
-    asked = lookup(document.values, ("HydraConf", "version_base"))
-    return None if asked in (ABSENT, None) else str(asked)
+    """Return the version of Hydra whose rules a file asks for, None for the installed one."""
+    version = lookup(document.values, ("HydraConf", "version_base"))
+    return None if version in (ABSENT, None) else str(version)
 
 
 def _reason(error: Exception, root: Path) -> str:
-    """Hydra's message on one line, without the list of its search path."""
+    """Return Hydra's message on one line, without its search path."""
     text = str(error).partition("Config search path:")[0] or "is no list of defaults that Hydra can read"
     return " ".join(text.split()) + f" (config folder: {root})"

@@ -1,4 +1,4 @@
-"""The run file as JSON Schema, from which an editor completes and checks while one types."""
+"""JSON Schemas of run files, for completion and checks in an editor."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _INTERPOLATION = {
     "description": "an interpolation, ${key.path} or ${oc.env:NAME}",
 }
 _EXTENDS = {
-    "description": "a run file to start from, or several, relative to this file; what is written here wins",
+    "description": "one or several run files to start from, relative to this file, whose own values win",
     "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string", "minLength": 1}}],
 }
-_TEXT_ABOUT = ("description", "default", "unit")
+_ABOUT = ("description", "default", "unit")
 
 
 def run_file_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of a run file as it is written: kinds may be left out where a section has a default,
-    ``${…}`` may stand for every single value, and a file that ``extends`` others may leave out what they give."""
+    """Return the JSON Schema (draft 2020-12) of a run file as it is written: a default kind may be omitted, ``${…}``
+    may stand for each plain value, and a file that ``extends`` others may omit required keys."""
     schema = _schema(RunConfig, "Quintet run file")
     schema["if"] = {"not": {"required": ["extends"]}}
     schema["then"] = _required(run_file().keys)
@@ -34,38 +34,40 @@ def run_file_schema() -> dict[str, Any]:
 
 
 def dialect_schema(dialect: Dialect) -> dict[str, Any]:
-    """JSON Schema of a file of ``dialect`` as it is written: aliases and other nestings are keys, too, `quintet` holds
-    native ones, and what is missing may come from another file, so nothing is required."""
+    """Return the JSON Schema of a file of ``dialect`` as it is written: aliases and other nestings are keys, too,
+    `quintet` holds native keys, and nothing is required, because it may come from another file."""
     schema = _schema(dialect.schema, f"{dialect.title} run file")
     schema["properties"] |= {
-        EXTENSION: {"type": "object", "description": "native keys, which stand above the translation"},
+        EXTENSION: {"type": "object", "description": "native keys, which override the translation"},
         "defaults": {"description": "Hydra's list of files to compose", "type": "array"},
         "hydra": {"description": "settings of Hydra itself", "type": "object"},
     }
     for key in dialect.keys:
-        told = _at(schema, schema, pattern(key.path))
-        told["description"] += "".join(f"; {word.lower()}: {text}" for word, text in notes_of(key)).replace("`", "")
+        described = _at(schema, schema, pattern(key.path))
+        described["description"] += "".join(f"; {word.lower()}: {text}" for word, text in notes_of(key)).replace(
+            "`", ""
+        )
         if key.role.unsupported:
-            told["deprecated"] = True
-        if {"type": "null"} not in told["anyOf"]:
-            told["anyOf"].append({"type": "null"})
+            described["deprecated"] = True
+        if {"type": "null"} not in described["anyOf"]:
+            described["anyOf"].append({"type": "null"})
         for alias in key.aliases:
             *around, name = pattern(alias)
-            _properties(schema, tuple(around)).setdefault(name, told)
-    short = dialect.shorthands | {steps: "" for steps in dialect.own_sections if steps[-1:] == ("[]",)}
-    for steps, shorthand in short.items():
-        _also_short(schema, steps, shorthand)
+            _properties(schema, tuple(around)).setdefault(name, described)
+    shorthands = dialect.shorthands | {steps: "" for steps in dialect.own_sections if steps[-1:] == ("[]",)}
+    for steps, shorthand in shorthands.items():
+        _allow_shorthand(schema, steps, shorthand)
     return schema
 
 
-def _also_short(schema: dict[str, Any], steps: tuple[str, ...], shorthand: str) -> None:
-    """Let the section at ``steps`` also be a value by itself, and one of a list stand by itself."""
+def _allow_shorthand(schema: dict[str, Any], steps: tuple[str, ...], shorthand: str) -> None:
+    """Let the section at ``steps`` also be the value of its key ``shorthand``, and a list of sections a single one."""
     *around, name = steps[:-1] if steps[-1] == "[]" else steps
     beside = _properties(schema, tuple(around))
-    usual = beside[name]
-    one = usual.get("items", usual)
-    short = [_at(schema, one, (shorthand,))] if shorthand else []
-    beside[name] = {"anyOf": [usual, *([one] if one is not usual else []), *short]}
+    full = beside[name]
+    section = full.get("items", full)
+    value = [_at(schema, section, (shorthand,))] if shorthand else []
+    beside[name] = {"anyOf": [full, *([section] if section is not full else []), *value]}
 
 
 def _resolved(schema: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def _resolved(schema: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
 
 
 def _at(schema: dict[str, Any], here: dict[str, Any], steps: tuple[str, ...]) -> dict[str, Any]:
-    """The schema of what is at ``steps`` inside ``here``, a part of ``schema``."""
+    """Return the schema at ``steps`` inside ``here``, a part of ``schema``."""
     for step in steps:
         here = _resolved(schema, here)
         here = here["items"] if step == "[]" else here["properties"][step]
@@ -82,7 +84,7 @@ def _at(schema: dict[str, Any], here: dict[str, Any], steps: tuple[str, ...]) ->
 
 
 def _properties(schema: dict[str, Any], steps: tuple[str, ...]) -> dict[str, Any]:
-    """The properties of the section at ``steps``, which is made where there is none."""
+    """Return the properties of the section at ``steps``, which is created if there is none."""
     here = schema
     for step in steps:
         here = _resolved(schema, here)
@@ -92,8 +94,8 @@ def _properties(schema: dict[str, Any], steps: tuple[str, ...]) -> dict[str, Any
 
 
 def _schema(config: type[ConfigSection], title: str) -> dict[str, Any]:
-    """JSON Schema of a file of ``config``, in which only a section with a kind says what it requires: another file may
-    give the rest."""
+    """Return the JSON Schema of a file of ``config`` in which only sections with kinds require keys, because another
+    file may give the others."""
     schema = config.model_json_schema()
     parts: dict[str, Any] = schema.pop("$defs")
     for part in [schema, *parts.values()]:
@@ -108,38 +110,32 @@ def _schema(config: type[ConfigSection], title: str) -> dict[str, Any]:
 
 
 def _required(keys: tuple[KeyInfo, ...]) -> dict[str, Any]:
-    """The keys that a run file that extends no other must have in its sections without kinds.
+    """Return the conditions for a run file that extends no other: the required keys of sections without kinds.
 
-    A section with a kind says itself what it requires, for it is given as a whole.
+    Sections with kinds have their own required keys in the schema.
     """
     inner = {key.name: _required(key.kinds[""].keys) for key in keys if "" in key.kinds}
-    found: dict[str, Any] = {}
     names = [key.name for key in keys if key.required and key.path != "name"]
-    if names:
-        found["required"] = names
-    if any(inner.values()):
-        found["properties"] = {name: conditions for name, conditions in inner.items() if conditions}
-    return found
+    properties = {name: conditions for name, conditions in inner.items() if conditions}
+    return ({"required": names} if names else {}) | ({"properties": properties} if properties else {})
 
 
-def _property(name: str, found: dict[str, Any]) -> dict[str, Any]:
-    """One key's schema: the unit told in the description, ``${…}`` allowed where it stands for a single value."""
-    about = {word: found[word] for word in _TEXT_ABOUT if word in found}
-    rest = {
-        word: value for word, value in found.items() if word not in (*_TEXT_ABOUT, "title", "discriminator", "role")
-    }
+def _property(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the ``schema`` of a key with its unit in the description, and ``${…}`` allowed for plain values."""
+    about = {word: schema[word] for word in _ABOUT if word in schema}
+    rest = {word: value for word, value in schema.items() if word not in (*_ABOUT, "title", "discriminator", "role")}
     if "unit" in about:
         about["description"] += f" (unit: {about.pop('unit')})"
     if is_mapping(about.get("default")):
-        del about["default"]  # an editor would write all of it into the file
+        del about["default"]  # an editor would insert the whole default
     if is_mapping(rest.get("items")):
         rest["items"].pop("discriminator", None)
-    if name != "kind" and not _holds_parts(rest):
+    if name != "kind" and not _holds_sections(rest):
         rest = {"anyOf": [*rest.get("anyOf", [rest]), _INTERPOLATION]}
     return {**about, **rest}
 
 
-def _holds_parts(found: dict[str, Any]) -> bool:
-    return bool({"$ref", "oneOf"} & set(found)) or any(
-        is_mapping(inner) and _holds_parts(inner) for inner in [found.get("items"), *found.get("anyOf", [])]
+def _holds_sections(schema: dict[str, Any]) -> bool:
+    return bool({"$ref", "oneOf"} & set(schema)) or any(
+        is_mapping(inner) and _holds_sections(inner) for inner in [schema.get("items"), *schema.get("anyOf", [])]
     )

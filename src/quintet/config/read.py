@@ -1,4 +1,4 @@
-"""One YAML file: its values as OmegaConf reads them, and the line of each."""
+"""Reading of one YAML file: its values, as OmegaConf reads them, and their lines."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from quintet.config.keypath import KeyPath, is_list, is_mapping, show
 from quintet.config.provenance import Origin, Problem, RunFileError
 from quintet.errors import one_line
 
-_YAML: Any = yaml  # whose stubs leave open what composing and scanning give
+_YAML: Any = yaml  # its stubs do not type composing and scanning
 _DEEPEST, _MOST_VALUES, _MOST_DIGITS = 60, 20_000, 4000
 _WANDB = "_wandb"
 _RECORD = (
-    "the file is the record that Weights & Biases keeps of a run, with each value under `value`, and no run file; name "
-    "the file that the run was started with"
+    "the file is Weights & Biases' record of a run, with each value under `value`, and not a run file; name the file "
+    "with which the run was started"
 )
 _MERGE = "tag:yaml.org,2002:merge"
 _ESCAPES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
 _EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+|\.[0-9_]+[eE][-+]?[0-9]+")
-"""A number to OmegaConf, and a text to YAML 1.1."""
+"""A number for OmegaConf, but a text for YAML 1.1."""
 _HALF = re.compile(r"[\ud800-\udfff]")
 _read: ContextVar[dict[Path, bytes] | None] = ContextVar("the files that were read", default=None)
 
 
 @contextmanager
 def files_read() -> Generator[dict[Path, bytes]]:
-    """Within, note the content of every run file that is read, by its resolved path."""
-    found: dict[Path, bytes] = {}
-    token = _read.set(found)
+    """Collect the contents of all run files that are read within the context, by resolved path."""
+    contents: dict[Path, bytes] = {}
+    token = _read.set(contents)
     try:
-        yield found
+        yield contents
     finally:
         _read.reset(token)
 
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """A file's values, interpolations not yet resolved, with the place of each key and list element.
+    """A file's values before interpolation, with the origin of each key and list element.
 
-    ``is_list``: the file is a list, which is the only value. ``not_here`` are files that it names and this machine
+    ``is_list``: the file is a list, which is its only value. ``not_here`` are files that it names and this machine
     lacks.
     """
 
@@ -61,7 +61,7 @@ class YamlDocument:
     not_here: list[Problem] = field(default_factory=list[Problem])
 
     def apart(self, name: str) -> tuple[YamlDocument, YamlDocument]:
-        """The section ``name``, and the document without it."""
+        """Return the section ``name``, and the document without it."""
         inner = {path[1:]: origin for path, origin in self.provenance.items() if path[:1] == (name,)}
         others = {path: origin for path, origin in self.provenance.items() if path[:1] != (name,)}
         rest = {key: value for key, value in self.values.items() if key != name}
@@ -71,10 +71,10 @@ class YamlDocument:
 def read_document(
     file: Path, asked_at: Origin | None = None, list_key: str = "", may_be_empty: bool = False
 ) -> YamlDocument:
-    """Read one run file; ``asked_at`` is where another file names it. A file that is a list is read as the value of
-    ``list_key``, if given; one without keys is refused unless it ``may_be_empty``.
+    """Read one run file; ``asked_at`` is the place where another file names it.
 
-    Raises RunFileError when the file cannot be read, is no YAML, or is no mapping of keys to values.
+    A file that is a list is read as the value of ``list_key``, if given. Raises RunFileError if the file cannot be
+    read, is not YAML, is not a mapping of keys to values, or is empty, unless it ``may_be_empty``.
     """
     text = _text(file, asked_at)
     name = str(file)
@@ -93,11 +93,11 @@ def read_document(
         raise RunFileError([Problem(Origin(name), "", "the file is empty; a run file needs at least data and train")])
     listed = isinstance(root, yaml.SequenceNode) and bool(list_key)
     if not listed and root.tag != "tag:yaml.org,2002:map":
-        what = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
+        form = "a list" if isinstance(root, yaml.SequenceNode) else "a single value"
         if isinstance(root, yaml.MappingNode):
-            what = f"tagged {root.tag.rpartition(':')[2]}"
+            form = f"tagged {root.tag.rpartition(':')[2]}"
         origin = Origin(name, root.start_mark.line + 1)
-        raise RunFileError([Problem(origin, "", f"a run file is a mapping of keys to values, this one is {what}")])
+        raise RunFileError([Problem(origin, "", f"a run file is a mapping of keys to values, this one is {form}")])
     for key, _ in root.value if isinstance(root, yaml.MappingNode) else ():
         if key.value == _WANDB:
             raise RunFileError([Problem(Origin(name, key.start_mark.line + 1), _WANDB, _RECORD)])
@@ -121,18 +121,18 @@ def read_document(
 
 
 def _composed(text: str) -> yaml.Node | None:
-    """The root of the YAML ``text``; None where it is empty. Raises YAMLError."""
+    """Return the root of the YAML ``text``, None if it is empty. Raises YAMLError."""
     if yaml.__with_libyaml__:
         try:
             return _fast_composer()(text).get_single_node()
         except (yaml.YAMLError, UnicodeEncodeError):
-            pass  # PyYAML's own parser says what is wrong, and takes what only libyaml refuses
+            pass  # PyYAML's own parser has better messages, and accepts what only libyaml refuses
     return _YAML.compose(text, Loader=yaml.SafeLoader)
 
 
 @cache
 def _fast_composer() -> Any:
-    """PyYAML's composer on libyaml's parser, which is ten times as fast as PyYAML's own: 1 ms for a whole run file."""
+    """PyYAML's composer with libyaml's parser, which is ten times as fast as PyYAML's: 1 ms for a whole run file."""
 
     class FastComposer(Composer, yaml.CSafeLoader):
         def __init__(self, text: str) -> None:
@@ -143,20 +143,19 @@ def _fast_composer() -> Any:
 
 
 def _values(text: str) -> Any:
-    """What OmegaConf makes of the YAML ``text``. Raises YAMLError, and OmegaConfBaseException."""
-    # libyaml takes tabs and question marks where PyYAML does not.
+    """Return the values of the YAML ``text`` as OmegaConf reads them. Raises YAMLError and OmegaConfBaseException."""
+    # libyaml accepts tabs and question marks that PyYAML refuses.
     if yaml.__with_libyaml__ and "\t" not in text and "?" not in text:
         try:
             return _copied(_YAML.load(text, Loader=_fast_loader()))
         except (yaml.YAMLError, ValueError, _NotPlain):
-            pass  # OmegaConf says what is wrong, and takes other values
+            pass  # OmegaConf has the message, and accepts other values
     return OmegaConf.to_container(OmegaConf.create(text))
 
 
 @cache
 def _fast_loader() -> Any:
-    """OmegaConf's rules for what is a number, on libyaml's parser; a file without faults is read in a tenth of the
-    time."""
+    """OmegaConf's rules for numbers with libyaml's parser, which reads a valid file in a tenth of the time."""
 
     class FastLoader(yaml.CSafeLoader):
         yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
@@ -165,11 +164,11 @@ def _fast_loader() -> Any:
 
 
 class _NotPlain(Exception):
-    """A value that JSON has not."""
+    """A value that is not JSON."""
 
 
 def _copied(value: Any) -> Any:
-    """A copy of the plain ``value`` in which nothing stands twice, be it by an alias. Raises _NotPlain."""
+    """Return a copy of the plain ``value`` in which aliases share nothing. Raises _NotPlain."""
     if is_mapping(value):
         return {name: _copied(inner) for name, inner in value.items()}
     if is_list(value):
@@ -180,14 +179,14 @@ def _copied(value: Any) -> Any:
 
 
 def scalar_tokens(text: str) -> Iterator[yaml.ScalarToken]:
-    """The scalars of the YAML ``text`` with their places. Raises YAMLError."""
+    """Yield the scalars of the YAML ``text`` with their positions. Raises YAMLError."""
     return (token for token in _YAML.scan(text, Loader=yaml.SafeLoader) if isinstance(token, yaml.ScalarToken))
 
 
 def _check_extent(file: str, root: yaml.Node) -> None:
-    """Raise RunFileError where aliases make far more values of ``file`` than it has, or it nests too deep: a few lines
-    may stand for more than any memory holds."""
-    counts: dict[int, int] = {}  # values that a node stands for; 1 while it is being counted, for it may hold itself
+    """Raise RunFileError if ``file`` nests too deep, or if its aliases expand to far more values than it has: a few
+    lines can expand to more than fits in memory."""
+    counts: dict[int, int] = {}  # values of each node; 1 while it is being counted, because it may contain itself
 
     def count(node: yaml.Node, depth: int) -> int:
         if depth > _DEEPEST:
@@ -204,7 +203,7 @@ def _check_extent(file: str, root: yaml.Node) -> None:
 
 
 def _parts(node: yaml.Node) -> list[yaml.Node]:
-    """The nodes directly in ``node``: elements, keys and values."""
+    """Return the nodes directly in ``node``: elements, or keys and values."""
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
@@ -215,18 +214,18 @@ def _line_of(file: str, node: yaml.Node) -> Origin:
 
 
 def with_whole_characters(text: str) -> str:
-    """The YAML ``text`` with one escape for each character that JSON writes as two (RFC 8259, section 7): YAML takes
-    each of these for a character of its own. Raises YAMLError."""
+    """Return the YAML ``text`` with one escape for each character that JSON writes as two (RFC 8259, section 7), which
+    YAML would read as two characters. Raises YAMLError."""
     if "\\u" not in text:
         return text
-    found: list[str] = []
+    pieces: list[str] = []
     at = 0
     for token in scalar_tokens(text):
         if token.style == '"':
             start, end = token.start_mark.index, token.end_mark.index
-            found += [text[at:start], _ESCAPES.sub(_one_escape, text[start:end])]
+            pieces += [text[at:start], _ESCAPES.sub(_one_escape, text[start:end])]
             at = end
-    return "".join([*found, text[at:]])
+    return "".join([*pieces, text[at:]])
 
 
 def _one_escape(match: re.Match[str]) -> str:
@@ -236,7 +235,7 @@ def _one_escape(match: re.Match[str]) -> str:
 
 
 def half_character(text: str) -> str | None:
-    """The message on a ``text`` that holds half of a character (a surrogate); None where it holds none."""
+    """Return the message on a ``text`` with half of a character (a surrogate), None if it has none."""
     found = _HALF.search(text)
     if found is None:
         return None
@@ -245,7 +244,7 @@ def half_character(text: str) -> str | None:
 
 
 def line_places(text: str) -> dict[KeyPath, int]:
-    """The line, from 1 on, of every key and list element of the YAML ``text``, which has no faults.
+    """Return the line, from 1 on, of each key and list element of the valid YAML ``text``.
 
     >>> line_places("{sources: [x], seed: 1}")
     {('sources',): 1, ('sources', 0): 1, ('seed',): 1}
@@ -295,17 +294,18 @@ def _syntax_problem(name: str, text: str, error: yaml.YAMLError) -> Problem:
 
 @dataclass(frozen=True)
 class _Lines:
-    """A walk over YAML nodes that notes lines and finds what a dictionary would hide."""
+    """A walk over YAML nodes that records lines, and reports what a dictionary would hide, such as a key given
+    twice."""
 
     file: str
     provenance: dict[KeyPath, Origin]
     problems: list[Problem]
-    inside: list[int]  # identities of the nodes around the present one, for anchors that contain themselves
+    inside: list[int]  # ids of the nodes around the current one, to find anchors that contain themselves
 
     def visit(self, node: yaml.Node, path: KeyPath) -> None:
-        """Note the lines of everything in ``node``, which stands at ``path``."""
+        """Record the lines of everything in ``node``, the value at ``path``."""
         if id(node) in self.inside:
-            self._say(node, path, "the anchor contains itself")
+            self._report(node, path, "the anchor contains itself")
             return
         self.inside.append(id(node))
         if isinstance(node, yaml.MappingNode):
@@ -315,30 +315,32 @@ class _Lines:
                 self.provenance[(*path, index)] = self._place(inner)
                 self.visit(inner, (*path, index))
         elif isinstance(node, yaml.ScalarNode) and (problem := half_character(node.value)) is not None:
-            self._say(node, path, problem)
+            self._report(node, path, problem)
         elif isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > _MOST_DIGITS:
-            self._say(node, path, f"has {len(node.value):,} digits; no number here has so many")
+            self._report(node, path, f"has {len(node.value):,} digits; no number here has so many")
         elif isinstance(node, yaml.ScalarNode) and "${" in node.value:
             self._interpolation(node, path)
         self.inside.pop()
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> None:
         own: dict[str, int] = {}
-        for key, value in sorted(node.value, key=lambda pair: pair[0].tag != _MERGE):  # what is merged in comes first
+        for key, value in sorted(
+            node.value, key=lambda pair: pair[0].tag != _MERGE
+        ):  # merge keys first, because own keys override them
             if key.tag == _MERGE:
                 for source in reversed(value.value) if isinstance(value, yaml.SequenceNode) else [value]:
                     self.visit(source, path)
                 continue
             if key.tag != "tag:yaml.org,2002:str" or (not key.style and _EXPONENT.fullmatch(key.value)):
                 shown = f"{key.value!r} is" if isinstance(key, yaml.ScalarNode) else "a mapping or list is"
-                self._say(key, path, f"keys are names, and {shown} not one in YAML; quote it, or remove the braces")
+                self._report(key, path, f"keys are names, and {shown} not one in YAML; quote it, or remove the braces")
                 continue
             if (problem := half_character(key.value)) is not None:
-                self._say(key, path, f"a key: {problem}")
+                self._report(key, path, f"a key: {problem}")
                 continue
             line = key.start_mark.line + 1
             if key.value in own:
-                self._say(key, (*path, key.value), f"is given twice, first in line {own[key.value]}; keep one")
+                self._report(key, (*path, key.value), f"is given twice, first in line {own[key.value]}; keep one")
             own[key.value] = line
             self.provenance[(*path, key.value)] = Origin(self.file, line)
             self.visit(value, (*path, key.value))
@@ -347,9 +349,9 @@ class _Lines:
         try:
             OmegaConf.create({"value": node.value})
         except OmegaConfBaseException:
-            self._say(node, path, f"{node.value!r} is not a whole ${{…}}; write \\${{ for the characters themselves")
+            self._report(node, path, f"{node.value!r} is not a whole ${{…}}; write \\${{ for the characters themselves")
 
-    def _say(self, node: yaml.Node, path: KeyPath, message: str) -> None:
+    def _report(self, node: yaml.Node, path: KeyPath, message: str) -> None:
         self.problems.append(Problem(self._place(node), show(path), message))
 
     def _place(self, node: yaml.Node) -> Origin:

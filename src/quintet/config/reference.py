@@ -1,5 +1,5 @@
-"""Pages of keys, from the schemas: ``python -m quintet.config.reference`` prints docs/reference/run-file.md; with a
-folder as its argument it writes the pages of all dialects there."""
+"""Reference pages of all keys: ``python -m quintet.config.reference`` prints docs/reference/run-file.md; with a folder
+as its argument it writes the pages of all dialects there."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from quintet.config.keypath import is_list
 
 _HEAD = """# Run file: all keys
 
-Generated from the schema by `make docs`; `quintet explain KEY` says the same in a terminal. How files, `extends`,
+Generated from the schema by `make docs`; `quintet explain KEY` prints the same in a terminal. How files, `extends`,
 interpolation and overrides work is in the [guide](../guide/run-file.md).
 
-A section with kinds has one table a kind. **Required** keys have no default; where a section's `kind` has a default,
-the section may leave it out.
+A section with kinds has one table per kind. **Required** keys have no default. A section whose `kind` has a default
+need not give it.
 """
 
 
 _DIALECT_HEAD = """# {title}: all keys
 
-Generated from the schema by `make docs`; `quintet explain KEY --dialect {name}` says the same in a terminal. How a file
-of {title} is run, and where its document and its code differ, is in [{name}.md]({name}.md).
+Generated from the schema by `make docs`; `quintet explain KEY --dialect {name}` prints the same in a terminal. How a
+file of {title} is run, and where its document and its code differ, is in [{name}.md]({name}.md).
 
-**Required** keys have no default. Keys marked ° are not in {title}'s document, but in files of the project. What a key
-sets is named as in [run files](../reference/run-file.md).
+**Required** keys have no default. Keys marked ° are not in {title}'s document, but in the project's files. The column
+"sets" names the keys of [run files](../reference/run-file.md) that a key sets.
 """
 
 
 def reference_page() -> str:
-    """The page of native run files as Markdown."""
+    """Return the page of native run files as Markdown."""
     return _page(_HEAD, run_file())
 
 
 def dialect_page(name: str) -> str:
-    """The page of the dialect ``name`` as Markdown."""
+    """Return the page of the dialect ``name`` as Markdown."""
     dialect = dialect_named(name)
     return _page(_DIALECT_HEAD.format(name=name, title=dialect.title), dialect.top)
 
@@ -50,13 +50,15 @@ def _page(head: str, top: Section) -> str:
 
 
 def _pages(key: KeyInfo, level: int, known: dict[str, str]) -> list[str]:
-    """The section that ``key`` holds, with every kind and the sections inside; nothing for a single value."""
+    """Return the lines on the sections that ``key`` can hold, and on the sections inside; none for a plain value."""
     if not key.kinds:
         return []
     lines = ["", f"{'#' * level} `{key.path}`"]
     if "" not in key.kinds or key.description != key.kinds[""].summary:
         lines += ["", _sentence(key.description)]
-    shape = repr([(kind, section.summary, [one.name for one in section.keys]) for kind, section in key.kinds.items()])
+    shape = repr(
+        [(kind, section.summary, [inner.name for inner in section.keys]) for kind, section in key.kinds.items()]
+    )
     if shape in known:
         return [*lines, "", f"The same as [`{known[shape]}`](#{_anchor(known[shape])})."]
     known[shape] = key.path
@@ -116,7 +118,7 @@ def _dialect_table(keys: list[KeyInfo]) -> list[str]:
 
 
 def notes_of(key: KeyInfo) -> list[tuple[str, str]]:
-    """Remarks on a dialect's key beside its meaning: other names, and what it cannot do."""
+    """Return remarks on a dialect's key: other names, and why it has no effect or is refused."""
     role = key.role
     noop = f" ({' or '.join(map(as_yaml, role.noop_values))} is accepted)" if role.noop_values else ""
     notes = [
@@ -132,7 +134,7 @@ def _row(cells: tuple[str, ...]) -> str:
 
 
 def shown_default(key: KeyInfo) -> str:
-    """The default of ``key`` in a word or two: a section's kind, a value as YAML."""
+    """Return the default of ``key`` for a table: a section's kind, or a value as YAML."""
     if "" in key.kinds and not key.repeated:
         return "see below"
     if key.kinds and not key.repeated:
@@ -141,7 +143,7 @@ def shown_default(key: KeyInfo) -> str:
 
 
 def as_yaml(value: object) -> str:
-    """A value of the schema on one line, as one would write it in a run file."""
+    """Return a value of the schema on one line, as in a run file."""
     if is_list(value):
         return f"[{', '.join(as_yaml(inner) for inner in value)}]"
     if value is None or isinstance(value, bool):

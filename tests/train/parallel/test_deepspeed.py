@@ -220,9 +220,9 @@ def test_a_contradiction_names_both_keys(
     ("config", "told"),
     [
         ({"zero_optimisation": {"stage": 1}}, "did you mean zero_optimization"),
-        ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "take one of them"),
-        ({"optimizer": {"type": "OneBitAdam"}}, "not done here"),
-        ({"activation_checkpointing": {}}, "is train.activation_checkpointing"),
+        ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "set one of them"),
+        ({"optimizer": {"type": "OneBitAdam"}}, "not supported"),
+        ({"activation_checkpointing": {}}, "is set by train.activation_checkpointing"),
         ({"gradient_allreduce_op": "sum"}, "always the mean"),
         ({"torch_autocast": {"enabled": True}}, "train.precision: bf16"),
     ],
