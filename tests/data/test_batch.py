@@ -308,7 +308,7 @@ def by_hand(targets: np.ndarray, views: list[list[Hashable]]) -> float:
 
 @settings(max_examples=150)
 @given(batches(), st.booleans(), st.booleans(), st.booleans(), st.booleans())
-def test_the_lowest_loss_is_the_entropy_of_the_counts(batch, ahead: bool, places: bool, told: bool, prompted: bool) -> None:
+def test_the_lowest_loss_is_that_of_the_counts(batch, ahead: bool, places: bool, told: bool, prompted: bool) -> None:
     inputs, targets, documents, prompts = batch
     views = [
         [

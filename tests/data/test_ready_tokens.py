@@ -1,4 +1,4 @@
-"""Tokens that are ready as other frameworks leave them: their labels, their windows, their splits."""
+"""Documents of token ids, as other frameworks write them: labels, windows, splits."""
 
 from __future__ import annotations
 
