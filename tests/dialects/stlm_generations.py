@@ -1,4 +1,4 @@
-"""Files of STLM of three generations, and the runs that they are read as with some of their values changed."""
+"""Files of STLM of three generations, and a fixture that reads them with some values changed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import pytest
 import yaml
 
 from quintet.config.load import Loaded, load_run_config
-from quintet.errors import UserError
 from quintet.model.count import count_parameters
 
-# configs/train/baseline-10m.yaml of the branch self-play-rework, without what asks for benchmarks.
+# configs/train/baseline-10m.yaml of the branch self-play-rework, without benchmarks.
 G2: dict[str, Any] = {
     "model": {
         "core_model_type": "generic",
@@ -90,7 +89,7 @@ G2: dict[str, Any] = {
     },
 }
 
-# configs/full_configs/baseline.yaml of the branch main, which has everything in sections of its own.
+# configs/full_configs/baseline.yaml of the branch main, with its nested sections.
 G1: dict[str, Any] = {
     "model": {
         "core_model": {
@@ -148,7 +147,7 @@ G1: dict[str, Any] = {
     },
 }
 
-# What configs/train/baseline-10m.yaml of the branch rewrite says in another way than the flat files.
+# configs/train/baseline-10m.yaml of the branch rewrite, where it differs from the flat files.
 G3: dict[str, Any] = copy.deepcopy(G2)
 G3["model"] |= {
     "attn": {
@@ -178,7 +177,7 @@ for _name in ("dataset", "dataloader", "eval_iters"):
 
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[..., Loaded]:
-    """The run of a file's values, with some of them set: ``read(G2, {"model.num_layers": 3})``."""
+    """``read(G2, {"model.num_layers": 3})``: the run of a file with some values changed."""
 
     def load(values: dict[str, Any], changes: dict[str, Any] | None = None, *overrides: str) -> Loaded:
         values = copy.deepcopy(values)
@@ -193,12 +192,6 @@ def read(tmp_path: Path) -> Callable[..., Loaded]:
         return load_run_config([file], overrides)
 
     return load
-
-
-def problems(read: Callable[..., Loaded], values: dict[str, Any], changes: dict[str, Any]) -> str:
-    with pytest.raises(UserError) as error:
-        read(values, changes)
-    return "\n".join(error.value.problems)
 
 
 def parameters(loaded: Loaded) -> int:

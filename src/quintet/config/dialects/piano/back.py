@@ -5,21 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from quintet.config.dialects.dialect import Put
-from quintet.config.dialects.piano.values import (
-    AWESOME,
-    EXPONENTIAL,
-    FULL,
-    MERGES,
-    NEXT_TOKEN,
-    PIANO_TASK,
-    REPORTED,
-    RUN_NAME,
-    SCRATCH,
-    SETTINGS,
-    data_set_name,
-    training_source,
-    validation_sources,
-)
+from quintet.config.dialects.piano import values
 from quintet.config.documents import NotesField
 from quintet.config.model import PretrainedInitConfig, TransformerConfig
 from quintet.config.optimizer import AdamWConfig
@@ -60,7 +46,7 @@ def back(config: RunConfig, put: Put) -> None:
 
 def _put_model(model: TransformerConfig, put: Put) -> None:
     init = model.init
-    put("init_from", init.path if isinstance(init, PretrainedInitConfig) else SCRATCH[0])
+    put("init_from", init.path if isinstance(init, PretrainedInitConfig) else values.SCRATCH[0])
     put("model.dropout", model.residual_dropout)
     put("model.bias", model.feedforward.bias)
     put("model.n_head", model.heads)
@@ -96,8 +82,8 @@ def _put_logging(config: RunConfig, put: Put) -> None:
         if name in arguments:
             put(f"logging.wandb_{name}", arguments[name])
     name = str(arguments.get("name", ""))
-    if name.startswith(f"{RUN_NAME}-"):
-        put("logging.wandb_run_name_suffix", name.removeprefix(f"{RUN_NAME}-"))
+    if name.startswith(f"{values.RUN_NAME}-"):
+        put("logging.wandb_run_name_suffix", name.removeprefix(f"{values.RUN_NAME}-"))
 
 
 def _put_music(config: RunConfig, put: Put) -> set[str]:
@@ -107,7 +93,7 @@ def _put_music(config: RunConfig, put: Put) -> set[str]:
         return set()
     put("dataset.augmentation.speed_change_factors", list(packing.speeds))
     put("dataset.augmentation.max_pitch_shift", packing.max_pitch_shift)
-    put("stage", PIANO_TASK if isinstance(packing, TaskPackingConfig) else NEXT_TOKEN)
+    put("stage", values.PIANO_TASK if isinstance(packing, TaskPackingConfig) else values.NEXT_TOKEN)
     if isinstance(packing, TaskPackingConfig):
         put("tasks", list(packing.tasks))
         put("data.notes_per_record", packing.notes_per_record)
@@ -126,15 +112,15 @@ def _put_data_sets(config: RunConfig, put: Put) -> set[str]:
     pauses = _pauses(data.sources[0])
     if base is None or pauses is None or not all(names):
         return set()
-    splits = [source.label or FULL for source in data.validation_sources]
-    trained = [training_source(name, pauses) for name in names if name]
-    validated = validation_sources(base, splits, pauses)
+    splits = [source.label or values.FULL for source in data.validation_sources]
+    trained = [values.training_source(name, pauses) for name in names if name]
+    validated = values.validation_sources(base, splits, pauses)
     if not (_equal(data.sources, trained) and _equal(data.validation_sources, validated)):
         return set()
     put("dataset.base_dataset_name", base)
     put("dataset.extra_datasets", names)
     put("dataset.pause_detection_threshold", pauses)
-    if tuple(splits) != REPORTED:
+    if tuple(splits) != values.REPORTED:
         put("eval_splits", splits)
     return {"sources", "validation_sources", "validation"}
 
@@ -144,7 +130,7 @@ def _name(source: SourceConfig) -> str | None:
         return source.path
     if not isinstance(source, MidiSource) or not isinstance(source.path, str):
         return None
-    return data_set_name(source.path)
+    return values.data_set_name(source.path)
 
 
 def _pauses(source: SourceConfig) -> float | None:
@@ -154,10 +140,10 @@ def _pauses(source: SourceConfig) -> float | None:
     return document.pauses if isinstance(document, NotesField) else None
 
 
-def _equal(sources: tuple[SourceConfig, ...], values: list[dict[str, Any]]) -> bool:
-    return len(sources) == len(values) and all(
+def _equal(sources: tuple[SourceConfig, ...], translated: list[dict[str, Any]]) -> bool:
+    return len(sources) == len(translated) and all(
         source.kind == value["kind"] and type(source).model_validate(value) == source
-        for source, value in zip(sources, values, strict=True)
+        for source, value in zip(sources, translated, strict=True)
     )
 
 
@@ -166,17 +152,17 @@ def _put_tokenizer(config: RunConfig, put: Put) -> set[str]:
     base = tokenizer.base if isinstance(tokenizer, NoteBPETokenizerConfig) else tokenizer
     if not isinstance(base, ExponentialTimeTokenizerConfig):
         return set()
-    if base.model_dump(exclude_defaults=True).keys() - {"kind", *SETTINGS.values()}:
+    if base.model_dump(exclude_defaults=True).keys() - {"kind", *values.SETTINGS.values()}:
         return set()
-    settings = {theirs: getattr(base, ours) for theirs, ours in SETTINGS.items()}
+    settings = {theirs: getattr(base, ours) for theirs, ours in values.SETTINGS.items()}
     if not isinstance(tokenizer, NoteBPETokenizerConfig):
-        put("tokenizer.class_name", EXPONENTIAL)
+        put("tokenizer.class_name", values.EXPONENTIAL)
         put("tokenizer.config", settings)
         return {"tokenizer"}
     if "train_tokens" in tokenizer.model_dump(exclude_defaults=True):
         return set()
-    put("tokenizer.class_name", AWESOME)
-    put("tokenizer.base_tokenizer", EXPONENTIAL)
+    put("tokenizer.class_name", values.AWESOME)
+    put("tokenizer.base_tokenizer", values.EXPONENTIAL)
     put("tokenizer.base_tokenizer_parameters", settings)
-    put("tokenizer.parameters", {theirs: getattr(tokenizer, ours) for theirs, ours in MERGES.items()})
+    put("tokenizer.parameters", {theirs: getattr(tokenizer, ours) for theirs, ours in values.MERGES.items()})
     return {"tokenizer"}

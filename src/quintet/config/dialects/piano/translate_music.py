@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from quintet.config.data import are_music
 from quintet.config.dialects.native import NativeBuilder
+from quintet.config.dialects.piano import values
 from quintet.config.dialects.piano.schema import File
-from quintet.config.dialects.piano.values import (
-    AWESOME,
-    EXPONENTIAL,
-    FULL,
-    MERGES,
-    NEXT_TOKEN,
-    SETTINGS,
-    is_undivided,
-    training_source,
-    validation_sources,
-)
 from quintet.config.keypath import ABSENT, lookup
 
 _BASE, _EXTRA, _SPLITS = "dataset.base_dataset_name", "dataset.extra_datasets", "eval_splits"
 _PAUSES = "dataset.pause_detection_threshold"
 _SOURCES = ("data.sources", "data.validation_sources")
 _TRAINED = ("note_bpe", "saved")
-_BASE_SETTINGS = SETTINGS | {"min_time_unit": "time_unit"}
+_BASE_SETTINGS = values.SETTINGS | {"min_time_unit": "time_unit"}
 
 
 def set_music(theirs: File, native: NativeBuilder, saved: dict[str, Any] | None) -> None:
@@ -56,7 +45,7 @@ def _keys_of(native: NativeBuilder, *sections: str) -> list[str]:
     return [key.path for key in keys if native.has(key.path)]
 
 
-def _say_unused(native: NativeBuilder, keys: Sequence[str], instead: str) -> None:
+def _say_unused(native: NativeBuilder, keys: list[str], instead: str) -> None:
     if keys:
         native.say(f"{', '.join(keys)}: not used, because quintet.{instead} replaces it")
 
@@ -75,17 +64,17 @@ def _set_data_sets(theirs: File, native: NativeBuilder) -> None:
     if "task" in native.given.document.values and base not in extra:
         native.say(f"{_BASE}: only validated on; files before October 2024 also trained on it: add it to {_EXTRA}")
     for index, name in enumerate(extra):
-        if not held_out and name == base and is_undivided(name):
+        if not held_out and name == base and values.is_undivided(name):
             native.refuse(_EXTRA, f"{name} is validated on, too; make folders 'train' and 'validation' in it")
             return
-        _set_source(native, f"data.sources[{index}]", training_source(name, pauses), _EXTRA)
+        _set_source(native, f"data.sources[{index}]", values.training_source(name, pauses), _EXTRA)
     if held_out:
         _say_unused(native, [key for key in (_BASE, _SPLITS) if native.has(key)], f"data.{held_out[0]}")
         return
-    for index, source in enumerate(validation_sources(base, theirs.eval_splits, pauses)):
+    for index, source in enumerate(values.validation_sources(base, theirs.eval_splits, pauses)):
         _set_source(native, f"data.validation_sources[{index}]", source, _BASE)
-    if FULL in theirs.eval_splits:
-        native.set("evaluate.best_by", FULL, _SPLITS)
+    if values.FULL in theirs.eval_splits:
+        native.set("evaluate.best_by", values.FULL, _SPLITS)
 
 
 def _set_source(native: NativeBuilder, path: str, source: dict[str, Any], key: str) -> None:
@@ -102,7 +91,7 @@ def _set_source(native: NativeBuilder, path: str, source: dict[str, Any], key: s
 
 
 def _set_packing(theirs: File, native: NativeBuilder) -> None:
-    tasks = theirs.stage != NEXT_TOKEN
+    tasks = theirs.stage != values.NEXT_TOKEN
     native.set("data.packing.kind", "tasks" if tasks else "pieces", "stage")
     copies, section = theirs.dataset.augmentation, "dataset.augmentation"
     native.set("data.packing.speeds", list(copies.speed_change_factors), f"{section}.speed_change_factors")
@@ -110,7 +99,7 @@ def _set_packing(theirs: File, native: NativeBuilder) -> None:
     if tasks:
         _set_records(theirs, native)
     elif theirs.tasks:
-        native.say(f"tasks: not used, because stage is {NEXT_TOKEN}")
+        native.say(f"tasks: not used, because stage is {values.NEXT_TOKEN}")
 
 
 def _set_records(theirs: File, native: NativeBuilder) -> None:
@@ -138,17 +127,17 @@ def _set_tokenizer(theirs: File, native: NativeBuilder, saved: dict[str, Any] | 
         if unused := native.within("tokenizer"):
             native.say(f"{', '.join(unused)}: not used, because the tokenizer is that of {theirs.init_from}")
         return
-    tokenizer, is_awesome = theirs.tokenizer, theirs.tokenizer.class_name == AWESOME
+    tokenizer, is_awesome = theirs.tokenizer, theirs.tokenizer.class_name == values.AWESOME
     others = ("config",) if is_awesome else ("base_tokenizer", "base_tokenizer_parameters")
     for path in filter(native.has, (f"tokenizer.{name}" for name in others)):
-        owner = EXPONENTIAL if is_awesome else AWESOME
+        owner = values.EXPONENTIAL if is_awesome else values.AWESOME
         native.refuse(path, f"belongs to {owner}, and tokenizer.class_name is another; leave it out")
     if is_awesome:
         native.set("tokenizer.kind", "note_bpe", "tokenizer.class_name")
         native.set("tokenizer.base.kind", "exponential_time", "tokenizer.base_tokenizer")
         base = tokenizer.base_tokenizer_parameters
         _set_settings(native, "tokenizer.base_tokenizer_parameters", base, _BASE_SETTINGS, "tokenizer.base")
-        _set_settings(native, "tokenizer.parameters", tokenizer.parameters, MERGES, "tokenizer")
+        _set_settings(native, "tokenizer.parameters", tokenizer.parameters, values.MERGES, "tokenizer")
         return
     native.set("tokenizer.kind", "exponential_time", "tokenizer.class_name")
     if tokenizer.config is not None and tokenizer.parameters is not None:
@@ -158,10 +147,10 @@ def _set_tokenizer(theirs: File, native: NativeBuilder, saved: dict[str, Any] | 
 
 
 def _set_settings(
-    native: NativeBuilder, key: str, values: dict[str, Any] | None, names: dict[str, str], section: str
+    native: NativeBuilder, key: str, settings: dict[str, Any] | None, names: dict[str, str], section: str
 ) -> None:
-    """Set the native keys in ``section`` that ``names`` gives for the settings ``values`` of ``key``."""
-    for name, value in (values or {}).items():
+    """Set the native keys in ``section`` that ``names`` gives for the ``settings`` of ``key``."""
+    for name, value in (settings or {}).items():
         if name in names:
             native.set(f"{section}.{names[name]}", value, key)
         else:
