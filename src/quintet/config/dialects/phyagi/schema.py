@@ -279,7 +279,7 @@ class Model(DialectSection):
     tie_word_embeddings: bool = undocumented(False, "one matrix for embedding and head", to="model.tie_embeddings")
     gradient_checkpointing: bool | None = undocumented(
         None,
-        "keep only the input of each block and compute the rest again in the backward pass",
+        "compute each block again in the backward pass",
         affects=("model.gradient_checkpointing", "train.activation_checkpointing"),
     )
     cross_sample_token_id: Count | None = undocumented(

@@ -237,9 +237,7 @@ class LightningStrategy(DialectSection):
         None, "with dctp: weights, gradients and optimizer state in the memory of the CPU", affects="parallel.offload"
     )
     activation_checkpointing: bool | None = key(
-        None,
-        "keep only the input of each block and compute the rest again in the backward pass",
-        affects="train.activation_checkpointing",
+        None, "compute each block again in the backward pass", affects="train.activation_checkpointing"
     )
     fsdp_compile: bool | None = key(None, "with dctp: compile each block", affects="train.compile")
     tp_async: bool | None = key(None, "setting of tensor parallelism", no_effect=_NO_TENSOR_PARALLELISM)

@@ -11,9 +11,10 @@ from quintet.config.dialects.phyagi.schema_ds_config import OptimizerParams
 from quintet.config.dialects.phyagi.values import (
     ADAMW,
     ARGS,
+    DEFAULT_ADAMW,
     DEFAULT_BATCH,
-    DEFAULT_DS_CONFIG,
     DEFAULT_MICRO_BATCH,
+    DEFAULT_SCHEDULE,
     DS,
     ZERO_ONLY,
 )
@@ -117,8 +118,8 @@ def deepspeed_rules(theirs: File, native: NativeBuilder) -> None:
         _optimizer(theirs, native)
         _schedule(theirs, native)
     else:
-        native.set("optimizer", dict(DEFAULT_DS_CONFIG["optimizer"]), f"{DS}.optimizer.type")
-        native.set("schedule", dict(DEFAULT_DS_CONFIG["schedule"]), f"{DS}.scheduler.type")
+        native.set("optimizer", dict(DEFAULT_ADAMW), f"{DS}.optimizer.type")
+        native.set("schedule", dict(DEFAULT_SCHEDULE), f"{DS}.scheduler.type")
     _batch(theirs, native, has_config)
     native.set("train.clip_norm", config.gradient_clipping or None, f"{DS}.gradient_clipping")
     native.set("checkpoint.keep", None)

@@ -64,24 +64,12 @@ TORCH_SCHEDULES = {
 }
 """PhyAGI's names, for Lightning, of classes of torch.optim.lr_scheduler."""
 
-DEFAULT_DS_CONFIG: dict[str, dict[str, Any]] = {
-    "optimizer": {
-        "kind": "adamw",
-        "lr": 1.8e-3,
-        "betas": [0.9, 0.95],
-        "eps": 1e-7,
-        "weight_decay": 0.0,
-        "decay": "all",
-    },
-    "schedule": {
-        "kind": "deepspeed",
-        "name": "WarmupDecayLR",
-        "arguments": {"warmup_min_lr": 0.0, "warmup_max_lr": 1.8e-3, "warmup_type": "linear"},
-    },
-}
-"""Native sections for PhyAGI's own DeepSpeed configuration, which a file without one gets."""
+DEFAULT_ADAMW = {"kind": "adamw", "lr": 1.8e-3, "betas": [0.9, 0.95], "eps": 1e-7, "weight_decay": 0.0, "decay": "all"}
+_WARMUP = {"warmup_min_lr": 0.0, "warmup_max_lr": 1.8e-3, "warmup_type": "linear"}
+DEFAULT_SCHEDULE = {"kind": "deepspeed", "name": "WarmupDecayLR", "arguments": _WARMUP}
+"""The native sections `optimizer` and `schedule` of PhyAGI's own ds_config, which a file without one gets."""
 DEFAULT_BATCH, DEFAULT_MICRO_BATCH = 1024, 4
-"""Samples of a step and of a pass in that configuration."""
+"""Samples of a step and of a pass in that ds_config."""
 ZERO_ONLY = ("fp16", "bf16", "data_types", "zero_allow_untested_optimizer")
 """Settings of a ds_config that, beside zero_optimization, go to DeepSpeed as they are."""
 

@@ -119,9 +119,7 @@ class LoraPeftConfig(DialectSection):
     )
     lora_dropout: Fraction | None = key(None, "dropout on the input of the adapters", to="model.lora.dropout")
     target_modules: Text | tuple[Text, ...] | None = key(
-        None,
-        "names of the modules with an adapter; if not given, those that peft has for the model's family",
-        affects="model.lora.targets",
+        None, "modules with an adapter; else those that peft has for the family", affects="model.lora.targets"
     )
     bias: Any = _unsupported_lora()
     modules_to_save: Any = _unsupported_lora()
@@ -157,14 +155,10 @@ class TrainParameters(DialectSection):
         False, "matrix products in bf16; weights and averages stay in fp32", to="train.precision"
     )
     use_activation_checkpointing: bool = key(
-        False,
-        "keep only the input of each layer and compute the rest again in the backward pass",
-        to="model.gradient_checkpointing",
+        False, "compute each layer again in the backward pass", to="model.gradient_checkpointing"
     )
     use_flash_attention: bool = key(
-        False,
-        "FlashAttention-2: of the library if it is installed, else PyTorch's own; needs use_mp",
-        affects="model.attention_backend",
+        False, "FlashAttention-2, PyTorch's if it is not installed; needs use_mp", affects="model.attention_backend"
     )
     low_cpu_mem_usage: bool | None = key(
         None,
@@ -177,22 +171,13 @@ class TrainParameters(DialectSection):
         None, "largest norm of a step's gradient; null does not clip", affects="train.clip_norm"
     )
     gradient_accumulation_steps: Positive = key(
-        1,
-        "micro-batches of train_bs samples in a step, on each device",
-        to="train.accumulation",
-        affects="train.batch_size_per_device",
+        1, "micro-batches of a step on each device", to="train.accumulation", affects="train.batch_size_per_device"
     )
     min_lr: NotNegative | None = key(
-        None,
-        "lowest learning rate of cosine_with_min_lr and cosine_warmup_with_min_lr; 0 if not given",
-        affects="schedule.arguments",
-        documented=False,
+        None, "lowest rate of the schedules with_min_lr; else 0", affects="schedule.arguments", documented=False
     )
     lr_scheduler_kwargs: Arguments | None = key(
-        None,
-        "other parameters of the schedule, as transformers names them",
-        affects="schedule.arguments",
-        documented=False,
+        None, "other arguments of the schedule, by name", affects="schedule.arguments", documented=False
     )
     lr_scheduler_type: Schedule = key(
         ...,
@@ -205,9 +190,7 @@ class TrainParameters(DialectSection):
     )
     logging_steps: Positive = key(..., "micro-batches between evaluations", affects="evaluate.every")
     save_frequency: PartOfEpoch | None = key(
-        None,
-        "part of an epoch between checkpoints; must be given unless checkpointing_enabled: false",
-        affects="checkpoint.every_epochs",
+        None, "part of an epoch between checkpoints; needed unless disabled", affects="checkpoint.every_epochs"
     )
     batch_size: Any = _refused(
         "is not read by VectorLM: dataset.train_bs sets the samples of a micro-batch; leave it out",
@@ -262,9 +245,7 @@ class DatasetPreprocess(DialectSection):
         True, "each sample begins with the tokenizer's BOS and ends with its EOS", affects="data.packing.add_bos_eos"
     )
     from_disk: bool = key(
-        True,
-        "load_path is a folder that save_to_disk wrote; false: a name on the hub, or a folder of data files",
-        affects="data.sources[0].path",
+        True, "save_to_disk wrote load_path; false: a hub name or data files", affects="data.sources[0].path"
     )
     seperator: Text | None = key(
         None,
