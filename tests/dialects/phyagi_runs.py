@@ -1,4 +1,4 @@
-"""Small files of PhyAGI and what they need, for the tests of the dialect."""
+"""Small PhyAGI files and their data, for the tests of the dialect."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PL = "training_args.trainer"
 
 
 def write_tokens(file: Path, count: int = 1000, seed: int = 3) -> Path:
-    """Ids from 6 to 39, so that no test meets by chance an id that it gives a meaning."""
+    """Write ids from 6 to 39; the ids below are free for tests to give a meaning."""
     file.parent.mkdir(parents=True, exist_ok=True)
     np.save(file, np.random.default_rng(seed).integers(6, VOCAB, count).astype("uint16"))
     return file
@@ -49,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_data(folder: Path) -> Path:
-    """Two corpora, the first with a tokenizer and tokens to validate on."""
+    """Write two corpora, the first with a tokenizer and tokens to validate on."""
     write_tokens(folder / "stories/train.npy")
     write_tokens(folder / "stories/validation.npy", 200, seed=4)
     write_tokenizer(folder / "stories/tokenizer.pkl")
@@ -63,7 +63,7 @@ def base(data: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def small_file(data: Path, cache: Path) -> dict[str, Any]:
-    """A complete file that trains in a moment."""
+    """Return a complete file that trains in a moment."""
     return {
         "output_dir": "out/tiny",
         "dataset": [
@@ -129,12 +129,12 @@ def optimized(make: Make, name: str, **parameters: Any) -> torch.optim.Optimizer
 
 
 def norms(made: Made, kind: type[nn.Module] = LayerNorm) -> list[nn.Module]:
-    """The norms of one kind in the order of the model."""
+    """Return the norms of one class in the order of the model."""
     return made.modules(kind)
 
 
 def says(made: Made, *ids: int) -> torch.Tensor:
-    """The logits of the built model for one sample, [tokens, ids]."""
+    """Return the logits of the built model for one sample, fp32 [tokens, ids]."""
     model = made.model.eval()
     with torch.no_grad():
         return model(torch.tensor([ids]))[0]
@@ -145,7 +145,7 @@ def tokens(path: Path) -> np.ndarray:
 
 
 def every_window(made: Made) -> np.ndarray:
-    """The inputs of all batches of the first epoch, [samples, sequence], sorted."""
+    """Return the inputs of all batches of the first epoch, integers [samples, sequence], sorted."""
     count = made.run.data.epoch_samples
     steps = -(-count // made.config.batch.samples)
     rows = np.concatenate([made.batch(step).inputs for step in range(steps)])[:count]

@@ -1,4 +1,4 @@
-"""PhyAGI: what the keys of data and of the run's folder change."""
+"""PhyAGI: the keys of the data and of the run's folder, and what each of them changes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from quintet.config.documents import IGNORED
 
 DIALECT = "phyagi"
 
-# Top and data.
-
 
 @changes("data_root")
 def test_data_root(make: Make, data: Path) -> None:
@@ -28,7 +26,7 @@ def test_data_root(make: Make, data: Path) -> None:
 
 @changes("output_root")
 def test_output_root(make: Make) -> None:
-    """A folder that is relative lies in it; one that names it already is taken as it is."""
+    """A relative folder is inside it, unless it names it already."""
     for output in ("mine", "elsewhere/mine"):
         made = make({"output_root": "elsewhere", "output_dir": output, "training_args.max_steps": 1})
         assert made.trained == made.file.parent / "elsewhere/mine"
@@ -90,7 +88,7 @@ def held_out(made: Made) -> int:
 
 @changes("dataset[].validation_split")
 def test_validation_split(make: Make, data: Path) -> None:
-    """The first tokens are held out, and the rest is trained on: 1 is a token, 0.25 a quarter."""
+    """The first tokens are held out and the rest is trained on: 1 is one token, 0.25 a quarter."""
     ids = tokens(data / "stories/train.npy")
     for split, cut in ((0.25, 250), (100, 100)):
         made = make({"dataset.0.validation_split": split}, without=["dataset.0.validation_file"])
@@ -133,7 +131,7 @@ def test_shift_labels(make: Make) -> None:
 
 @changes("dataset[].weight")
 def test_weight(make: Make, data: Path) -> None:
-    """ceil(samples × weight) of each; the samples of a weight below 1 are the same in every epoch."""
+    """An epoch has ceil(samples × weight) samples of each dataset."""
     second = {"train_file": str(data / "code/train.npy"), "seq_len": 16, "weight": 0.5}
     made = make({"dataset.0.weight": 1.5, "dataset.1": second})
     assert made.run.data.epoch_samples == 93 + 16  # ceil(62 · 1.5) and ceil(31 / 2)
@@ -190,8 +188,8 @@ def test_dataset_global_weight(make: Make) -> None:
     assert make({"dataset.0.weight": 1.5, "dataset_global_weight": 2}).run.data.epoch_samples == 186
 
 
-def loss_mask(made: Made, name: str = "targets") -> set[int]:
-    """The ids that have a loss in the first epoch, as the loss counts them."""
+def loss_mask(made: Made) -> set[int]:
+    """The ids that count in the loss in the first epoch."""
     found = np.concatenate([made.batch(step).targets.ravel() for step in range(16)])
     return set(found.tolist()) - {IGNORED}
 
@@ -220,7 +218,7 @@ def test_ignore_token_range(make: Make) -> None:
 
 @changes("dataset_collator.ignore_index")
 def test_ignore_index(make: Make, tmp_path: Path) -> None:
-    """Labels beside the tokens have no loss where they have this value, and from 0 on no token of that id has one."""
+    """Labels beside the tokens have no loss if they have this value; from 0 on, no token of that id has one."""
     file = write_tokens(tmp_path / "labelled/train.npy")
     ids = tokens(file)
     for index in (-7, 9):

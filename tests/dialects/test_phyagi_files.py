@@ -1,4 +1,4 @@
-"""PhyAGI's nestings and files, the examples, and runs written in its words."""
+"""PhyAGI: nestings, files of the project, the examples, and native runs written as PhyAGI files."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_without_deepspeeds_configuration_it_is_phyagis_own(make: Make) -> None:
     assert (found[501], found[1001]) == (pytest.approx(0.9e-3), pytest.approx(1.8e-3))
 
 
-def test_a_list_of_equal_blocks_is_so_many_layers(make: Make) -> None:
+def test_a_list_of_n_equal_blocks_is_n_layers(make: Make) -> None:
     parallel = {"block_cls": "parallel", "mixer": {"bias": False}}
     assert len(make({"model.architecture": [parallel] * 3}).model.blocks) == 3
     assert "must be a section" in refused(make, {"model.architecture": [parallel, {"block_cls": "sequential"}]})
@@ -220,7 +220,7 @@ def test_the_shipped_model_of_phi_3_medium(tmp_path: Path) -> None:
 
 
 def test_data_and_training_may_be_in_files_of_their_own(tmp_path: Path) -> None:
-    """As the files of phi-3: the data in one, with keys that newer code knows no more, and all else in another."""
+    """As in the files of phi-3: one for the data, with keys that newer code no longer knows, and one for the rest."""
     entry = {"dataset_path": "a.npy", "use_eos_token": False, "num_shards": 1024, "seq_len": 4096, "weight": 0.1}
     old = {"original_tokenizer": {"pretrained_model_name_or_path": "/tmp/tokenizer"}}
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"dataset": [{**entry, **old}, entry]}))
@@ -241,7 +241,7 @@ def test_copies_of_a_dataset_are_made_by_the_function_for(tmp_path: Path) -> Non
 
 
 def from_tokens(make: Make, ids: list[int] | range, **changes: Any) -> Made:
-    """A run on these tokens, in samples of 4 that are taken as they stand."""
+    """Make a run on these tokens, in samples of 4 in their order."""
     file = make().file.with_name("tokens.npy")
     np.save(file, np.array(ids, dtype="uint16"))
     entry = {"train_file": str(file), "seq_len": 4, **changes}
@@ -268,8 +268,8 @@ def test_windows_are_those_of_the_worked_examples(
         assert found.tolist() == expected
 
 
-def test_the_collator_leaves_those_of_the_worked_example(make: Make) -> None:
-    """Of 1 2 3 10 16 20 21, a range of 1 to 10 and the ids 15 and 20 leave 16 and 21."""
+def test_the_collator_leaves_the_targets_of_the_worked_example(make: Make) -> None:
+    """A range of 1 to 10 and the ids 15 and 20 leave 16 and 21 of 1 2 3 10 16 20 21."""
     ids = [7, 1, 2, 3, 10, 16, 20, 21, 30]
     file = make().file.with_name("tokens.npy")
     np.save(file, np.array(ids, dtype="uint16"))
@@ -280,7 +280,7 @@ def test_the_collator_leaves_those_of_the_worked_example(make: Make) -> None:
 
 
 def test_weights_give_the_sizes_of_the_worked_example(make: Make) -> None:
-    """Of 5 samples with a weight of 1.5 there are 8, of 3 with 0.5 there are 2."""
+    """5 samples with a weight of 1.5 are 8, and 3 with 0.5 are 2."""
     folder, entries = make().file.parent, []
     for name, samples, weight in (("a", 5, 1.5), ("b", 3, 0.5)):
         np.save(folder / f"{name}.npy", np.arange(samples * 4 + 1, dtype="uint16") + 1)
@@ -290,7 +290,7 @@ def test_weights_give_the_sizes_of_the_worked_example(make: Make) -> None:
     assert drawn.tolist() == [8, 2]
 
 
-def test_it_is_known_by_its_keys() -> None:
+def test_a_file_is_recognised_by_its_keys() -> None:
     assert detect(shipped()) is dialect_named(DIALECT)
     assert detect({"dataset": {"cache_dir": "a", "seq_len": 8}}) is dialect_named(DIALECT)
     assert detect({"data": {"sources": []}, "model": {"layers": 2}}) is None
@@ -383,7 +383,5 @@ def logged(folder: Path) -> list[float]:
         ),
     ],
 )
-def test_every_verb_speaks_of_the_keys_of_the_file(
-    verb: str, changes: dict[str, Any], message: str, said: Said
-) -> None:
+def test_every_verb_names_the_keys_of_the_file(verb: str, changes: dict[str, Any], message: str, said: Said) -> None:
     assert [line for line in said(verb, changes) if line.startswith(message)]

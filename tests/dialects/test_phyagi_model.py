@@ -1,7 +1,8 @@
-"""PhyAGI: what the keys of the model change."""
+"""PhyAGI: the keys of the model, and what each of them changes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tests.dialects.conftest import Made, Make, changes
+from tests.dialects.conftest import Made, Make, changes, each_changes
 from tests.dialects.phyagi_runs import MIXER, VOCAB, norms, says
 from tests.dialects.phyagi_runs import base as base  # a fixture
 from tests.dialects.phyagi_runs import data as data  # a fixture
@@ -22,7 +23,42 @@ from quintet.model.norm import RMSNorm
 
 DIALECT = "phyagi"
 
-# Model.
+
+def first_block(made: Made) -> Any:
+    return made.model.blocks[0]
+
+
+@each_changes(
+    "value expected found",
+    ("model.n_head", 4, 4, lambda made: first_block(made).attention.heads),
+    ("model.n_head_kv", 1, (32, 16), lambda made: made.shapes["blocks.0.attention.qkv.weight"]),
+    ("model.n_embd", 32, (VOCAB, 32), lambda made: made.shapes["embedding.weight"]),
+    ("model.n_layer", 3, 3, lambda made: len(made.model.blocks)),
+    ("model.n_inner", 24, (24, 16), lambda made: made.shapes["blocks.0.feedforward.up.weight"]),
+    ("model.embd_pdrop", 0.25, [0.25], lambda made: list(made.dropouts().values())),
+    ("model.resid_pdrop", 0.25, 0.25, lambda made: first_block(made).dropout.p),
+    ("model.tie_word_embeddings", True, False, lambda made: "head.weight" in made.shapes),
+    ("model.use_torch_compile", True, True, lambda made: made.config.train.compile),
+    ("model.architecture.head.use_bias", False, False, lambda made: "head.bias" in made.shapes),
+    (f"{MIXER}.head_dim", 4, (24, 16), lambda made: made.shapes["blocks.0.attention.qkv.weight"]),
+    (f"{MIXER}.dropout", 0.25, 0.25, lambda made: first_block(made).attention.dropout.p),
+    (f"{MIXER}.softmax_scale", 0.5, 0.5, lambda made: first_block(made).attention.scale),
+)
+def test_a_part_of_the_model(make: Make, key: str, value: Any, expected: Any, found: Callable[[Made], Any]) -> None:
+    assert found(make({key: value})) == expected != found(make())
+
+
+@each_changes(
+    "value message",
+    ("model.n_positions", 8, "more than"),
+    ("model.model_task", "seq_cls", "use causal_lm"),
+    ("model.architecture.head.head_cls", "seq_cls", "use causal_lm"),
+    ("model.architecture.loss.loss_cls", "x", "must be one of causal_lm"),
+    ("model.architecture.loss.reduction", "sum", "must be one of mean"),
+    (f"{MIXER}.mixer_cls", "ssm", "must be one of mha"),
+)
+def test_a_model_that_is_refused(make: Make, key: str, value: Any, message: str) -> None:
+    assert message in refused(make, {key: value})
 
 
 @changes("model.model_type")
@@ -101,7 +137,6 @@ def test_rounded(make: Make) -> None:
 
 
 def turned(made: Made) -> int:
-    """Features of a head that depend on the position: how many change when all tokens move by one."""
     return made.config.model.rotary_dim
 
 
@@ -116,7 +151,7 @@ def test_rotary_dim(make: Make) -> None:
 
 
 def knows_order(made: Made) -> bool:
-    """Whether exchanging two tokens changes what a model without a causal mask says of a third."""
+    """Return True if exchanging two tokens changes the logits of a third, without a causal mask."""
     return not torch.allclose(says(made, 7, 8, 9)[-1], says(made, 8, 7, 9)[-1], atol=1e-6)
 
 
@@ -130,7 +165,7 @@ def test_embd_layer(make: Make) -> None:
 
 @changes("model.activation_function")
 def test_activation(make: Make) -> None:
-    """What the feed-forward network makes of its input, against torch's own functions."""
+    """The output of the feed-forward network is that of torch's own function."""
     found = {
         "gelu_new": nn.GELU(approximate="tanh"),
         "gelu": nn.GELU(),
@@ -161,26 +196,9 @@ def test_spread(make: Make) -> None:
     assert not weights["head.bias"].any()
 
 
-@changes("model.n_head")
-def test_heads(make: Make) -> None:
-    assert make({"model.n_head": 4}).model.blocks[0].attention.heads == 4
-
-
-@changes("model.n_head_kv")
-def test_kv_heads(make: Make) -> None:
-    assert make().shapes["blocks.0.attention.qkv.weight"] == (48, 16)
-    assert make({"model.n_head_kv": 1}).shapes["blocks.0.attention.qkv.weight"] == (32, 16)
-
-
-@changes("model.tie_word_embeddings")
-def test_tied(make: Make) -> None:
-    assert "head.weight" in make().shapes
-    assert "head.weight" not in make({"model.tie_word_embeddings": True}).shapes
-
-
 @changes("model.cross_sample_token_id")
 def test_cross_sample(make: Make) -> None:
-    """With an id that ends documents, what a token sees of earlier ones is nothing; positions go on."""
+    """A token does not see earlier documents; positions go on."""
     made = make({"model.cross_sample_token_id": 9})
     documents = made.batch().documents
     assert documents is not None
@@ -194,7 +212,7 @@ def test_cross_sample(make: Make) -> None:
 
 
 def block(path: str, value: Any) -> dict[str, Any]:
-    """A change deep in `model.architecture`."""
+    """A change of the key ``path`` in `model.architecture`."""
     section, _, leaf = path.rpartition(".")
     return {"model.architecture": {section: {leaf: value}} if section else {leaf: value}}
 
@@ -205,14 +223,9 @@ def test_block_class(make: Make) -> None:
     assert [len(some) for some in found] == [2, 3]  # one for both, or one each; and that of the head
 
 
-@changes(f"{MIXER}.softmax_scale")
-def test_softmax_scale(make: Make) -> None:
-    assert make(block("mixer.softmax_scale", 0.5)).model.blocks[0].attention.scale == 0.5
-
-
 @changes(f"{MIXER}.window_size")
 def test_window(make: Make) -> None:
-    """With 2 earlier positions seen, the fourth token no longer depends on the first."""
+    """With a window of 2 earlier positions the fourth token does not depend on the first."""
     for value in (2, "(2, 0)"):
         made = make(block("mixer.window_size", value))
         assert torch.allclose(says(made, 7, 8, 9, 10)[3], says(made, 30, 8, 9, 10)[3], atol=1e-6)
@@ -259,7 +272,7 @@ def test_rotary_base(make: Make) -> None:
 
 @changes("model.architecture.mlp.mlp_cls")
 def test_gated(make: Make) -> None:
-    """glu has two matrices of 4 × the width in, and no biases, as PyTorch's own sum of the same shapes."""
+    """glu has two input matrices of 4 × the width, and no biases."""
     made = make(block("mlp.mlp_cls", "glu"))
     shapes = {name: shape for name, shape in made.shapes.items() if "feedforward" in name and "norm" not in name}
     assert sorted(shapes.values()) == [(16, 64), (64, 16), (64, 16)]
@@ -284,83 +297,3 @@ def test_causal(make: Make) -> None:
     for flag in (True, False):
         made = make(block("mixer.causal", flag))
         assert torch.allclose(says(made, 7, 8, 9)[0], says(made, 7, 8, 30)[0], atol=1e-6) is flag
-
-
-def task(make: Make, change: dict[str, Any]) -> None:
-    assert "use causal_lm" in refused(make, change)
-
-
-@changes("model.use_torch_compile")
-def test_compiled(make: Make) -> None:
-    assert make({"model.use_torch_compile": True}).config.train.compile is True
-    assert make().config.train.compile == "auto"
-
-
-@changes("model.n_positions")
-def test_n_positions(make: Make) -> None:
-    assert "more than" in refused(make, {"model.n_positions": 8})
-
-
-@changes("model.n_embd")
-def test_n_embd(make: Make) -> None:
-    assert make({"model.n_embd": 32}).shapes["embedding.weight"] == (VOCAB, 32)
-
-
-@changes("model.n_layer")
-def test_n_layer(make: Make) -> None:
-    assert len(make({"model.n_layer": 3}).model.blocks) == 3
-
-
-@changes("model.embd_pdrop")
-def test_embd_pdrop(make: Make) -> None:
-    assert list(make({"model.embd_pdrop": 0.25}).dropouts().values()) == [0.25]
-
-
-@changes("model.resid_pdrop")
-def test_resid_pdrop(make: Make) -> None:
-    assert make({"model.resid_pdrop": 0.25}).model.blocks[0].dropout.p == 0.25
-
-
-@changes("model.model_task")
-def test_model_task(make: Make) -> None:
-    task(make, {"model.model_task": "seq_cls"})
-
-
-@changes("model.n_inner")
-def test_n_inner(make: Make) -> None:
-    assert make({"model.n_inner": 24}).shapes["blocks.0.feedforward.up.weight"] == (24, 16)
-
-
-@changes(f"{MIXER}.mixer_cls")
-def test_mixer_cls(make: Make) -> None:
-    assert "must be one of mha" in refused(make, block("mixer.mixer_cls", "ssm"))
-
-
-@changes(f"{MIXER}.head_dim")
-def test_head_dim(make: Make) -> None:
-    assert make(block("mixer.head_dim", 4)).shapes["blocks.0.attention.qkv.weight"] == (24, 16)
-
-
-@changes(f"{MIXER}.dropout")
-def test_dropout(make: Make) -> None:
-    assert make(block("mixer.dropout", 0.25)).model.blocks[0].attention.dropout.p == 0.25
-
-
-@changes("model.architecture.head.head_cls")
-def test_head_cls(make: Make) -> None:
-    task(make, block("head.head_cls", "seq_cls"))
-
-
-@changes("model.architecture.head.use_bias")
-def test_use_bias(make: Make) -> None:
-    assert "head.bias" not in make(block("head.use_bias", False)).shapes
-
-
-@changes("model.architecture.loss.loss_cls")
-def test_loss_cls(make: Make) -> None:
-    assert "must be one of causal_lm" in refused(make, block("loss.loss_cls", "x"))
-
-
-@changes("model.architecture.loss.reduction")
-def test_reduction(make: Make) -> None:
-    assert "must be one of mean" in refused(make, block("loss.reduction", "sum"))

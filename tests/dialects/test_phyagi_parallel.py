@@ -1,4 +1,4 @@
-"""PhyAGI: what the keys of several devices change."""
+"""PhyAGI: the keys for several devices, and what each of them changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SCALES = {
     "min_loss_scale": 1,
     "consecutive_hysteresis": 1,
 }
-HANDED_ON = {
+PASSED_ON = {
     **{f"zero_optimization.{name}": value for name, value in ZERO_VALUES.items()},
     **{f"fp16.{name}": value for name, value in SCALES.items()},
     "zero_allow_untested_optimizer": True,
@@ -43,14 +43,14 @@ HANDED_ON = {
 FP16 = Compute(torch.device("cpu"), "fp16", False, "")
 
 
-def unsaid(made: Made) -> list[str]:
-    """What of `parallel` a file of PhyAGI that is written from the native run loses."""
+def lost(made: Made) -> list[str]:
+    """The keys of `parallel` that a PhyAGI file written from the native run loses."""
     return [line for line in translate_back(PHYAGI, made.config).lost if "parallel" in line]
 
 
-@each_changes("value", *((f"{DS}.{name}", value) for name, value in HANDED_ON.items()))
-def test_a_setting_is_handed_on(make: Make, key: str, value: Any) -> None:
-    """DeepSpeed is given the setting at a stage of ZeRO above 0, and at stage 0 the run says that it is not used."""
+@each_changes("value", *((f"{DS}.{name}", value) for name, value in PASSED_ON.items()))
+def test_a_setting_is_passed_on(make: Make, key: str, value: Any) -> None:
+    """DeepSpeed gets the setting at a stage of ZeRO above 0; at stage 0 the run says that it is not used."""
     key = key.removeprefix(f"{DS}.")
     section, _, leaf = key.rpartition(".")
     nested = {section: {leaf: value}} if section else {leaf: value}
@@ -62,7 +62,7 @@ def test_a_setting_is_handed_on(make: Make, key: str, value: Any) -> None:
     for step in key.split("."):
         found = found[step]
     assert found == value
-    assert unsaid(made) == []
+    assert lost(made) == []
     plain = make({f"{DS}.{key}": value})
     assert plain.config.parallel.kind == "auto"
     assert any(key in note and "not used" in note for note in plain.loaded.notes)
@@ -74,10 +74,10 @@ def test_stage(make: Make) -> None:
     for number in (1, 2, 3):
         made = make({f"{DS}.zero_optimization.stage": number})
         assert made.config.parallel.config["zero_optimization"] == {"stage": number}
-        # The file's batch, clipping, optimizer and schedule are said by our own keys, which DeepSpeed is given.
+        # Batch, clipping, optimizer and schedule become native keys, from which DeepSpeed gets them.
         settings = settings_of(made.config, made.config.batch, Compute(torch.device("cpu"), "fp32", False, ""), 100)
         assert settings["train_batch_size"] == made.config.batch.samples
-        assert unsaid(made) == []
+        assert lost(made) == []
 
 
 @changes("training_args.timeout")

@@ -1,12 +1,13 @@
-"""PhyAGI: what the keys of the other libraries' trainers change."""
+"""PhyAGI: the keys of the transformers library's Trainer and of Lightning's, and what each of them changes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from tests.dialects.conftest import Made, Make, changes
+from tests.dialects.conftest import Made, Make, changes, each_changes
 from tests.dialects.phyagi_runs import MODULE, PL, huggingface, lightning, optimized, rates, scheduled, unbuilt
 from tests.dialects.phyagi_runs import base as base  # a fixture
 from tests.dialects.phyagi_runs import data as data  # a fixture
@@ -41,7 +42,7 @@ def test_hf_betas(make: Make) -> None:
 
 @changes("training_args.lr_scheduler_type", "training_args.warmup_ratio", "training_args.warmup_steps")
 def test_hf_schedule(make: Make) -> None:
-    """The library's own schedules, asked directly."""
+    """The rates are those of the library's own scheduler."""
     from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
@@ -92,6 +93,10 @@ def test_further(make: Make) -> None:
     with pytest.raises(UserError, match="log_levl"):
         wrong.trained  # noqa: B018
     assert "is for trainer: huggingface or lightning" in refused(make, {"training_args.arguments": {"a": 1}})
+    beside = huggingface(make, {"log_level": "error", "arguments": None})
+    assert beside.config.trainer.arguments == {"log_level": "error"}
+    with pytest.raises(UserError, match="arguments: must be a section of keys and values, found 3"):
+        huggingface(make, {"log_level": "error", "arguments": 3})
 
 
 # Lightning's Trainer.
@@ -143,10 +148,6 @@ def test_pl_optimizer(make: Make) -> None:
         optimized(make, "muon")
 
 
-def pl_group(make: Make, name: str, value: Any) -> Any:
-    return optimized(make, "adamw", **{name: value}).param_groups[0][name]
-
-
 @changes(f"{MODULE}.scheduler.type")
 def test_pl_schedule(make: Make) -> None:
     assert rates(scheduled(make, "step", {"step_size": 2, "gamma": 0.1})) == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
@@ -168,64 +169,30 @@ def test_pl_scheduler_parameters(make: Make) -> None:
     assert "step_siz" in unbuilt(scheduled(make, "step", {"step_siz": 2}))
 
 
-@changes("training_args.learning_rate")
-def test_learning_rate(make: Make) -> None:
-    assert rates(hf(make, "learning_rate", 0.5))[0] == 0.5
+def leaf(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
-@changes("training_args.per_device_train_batch_size")
-def test_per_device_train_batch_size(make: Make) -> None:
-    assert hf(make, "per_device_train_batch_size", 3).batch().inputs.shape == (3, 16)
-
-
-@changes("training_args.per_device_eval_batch_size")
-def test_per_device_eval_batch_size(make: Make) -> None:
-    assert hf(make, "per_device_eval_batch_size", 3).config.evaluate.batch_size == 3
-
-
-@changes("training_args.gradient_accumulation_steps")
-def test_gradient_accumulation_steps(make: Make) -> None:
-    assert hf(make, "gradient_accumulation_steps", 2).batch().inputs.shape == (8, 16)
-
-
-@changes("training_args.adam_epsilon")
-def test_adam_epsilon(make: Make) -> None:
-    assert hf(make, "adam_epsilon", 1e-4).optimizer.param_groups[0]["eps"] == 1e-4
-
-
-@changes("training_args.max_grad_norm")
-def test_max_grad_norm(make: Make) -> None:
-    assert [hf(make, "max_grad_norm", value).config.train.clip_norm for value in (0.5, 0)] == [0.5, None]
-
-
-@changes("training_args.bf16")
-def test_bf16(make: Make) -> None:
-    assert hf(make, "bf16", True).run.compute.precision == "bf16"
-
-
-@changes("training_args.fp16")
-def test_fp16(make: Make) -> None:
-    assert hf(make, "fp16", True).config.train.precision == "fp16"
-
-
-@changes("training_args.eval_on_start")
-def test_eval_on_start(make: Make) -> None:
-    assert hf(make, "eval_on_start", True).config.evaluate.at_start is True
-
-
-@changes("training_args.label_smoothing_factor")
-def test_label_smoothing_factor(make: Make) -> None:
-    assert hf(make, "label_smoothing_factor", 0.1).config.loss.label_smoothing == 0.1
-
-
-@changes("training_args.torch_compile")
-def test_torch_compile(make: Make) -> None:
-    assert [hf(make, "torch_compile", value).config.train.compile for value in (False, True)] == [False, True]
-
-
-@changes("training_args.use_cpu")
-def test_use_cpu(make: Make) -> None:
-    assert hf(make, "use_cpu", True).run.compute.device.type == "cpu"
+@each_changes(
+    "values found",
+    ("training_args.learning_rate", {0.5: 0.5}, lambda made: rates(made)[0]),
+    ("training_args.per_device_train_batch_size", {3: (3, 16)}, lambda made: made.batch().inputs.shape),
+    ("training_args.per_device_eval_batch_size", {3: 3}, lambda made: made.config.evaluate.batch_size),
+    ("training_args.gradient_accumulation_steps", {2: (8, 16)}, lambda made: made.batch().inputs.shape),
+    ("training_args.adam_epsilon", {1e-4: 1e-4}, lambda made: made.optimizer.param_groups[0]["eps"]),
+    ("training_args.max_grad_norm", {0.5: 0.5, 0: None}, lambda made: made.config.train.clip_norm),
+    ("training_args.bf16", {True: "bf16"}, lambda made: made.run.compute.precision),
+    ("training_args.fp16", {True: "fp16"}, lambda made: made.config.train.precision),
+    ("training_args.eval_on_start", {True: True}, lambda made: made.config.evaluate.at_start),
+    ("training_args.label_smoothing_factor", {0.1: 0.1}, lambda made: made.config.loss.label_smoothing),
+    ("training_args.torch_compile", {False: False, True: True}, lambda made: made.config.train.compile),
+    ("training_args.use_cpu", {True: "cpu"}, lambda made: made.run.compute.device.type),
+)
+def test_an_argument_of_transformers(
+    make: Make, key: str, values: dict[Any, Any], found: Callable[[Made], Any]
+) -> None:
+    for value, expected in values.items():
+        assert found(hf(make, leaf(key), value)) == expected
 
 
 @changes("training_args.train_micro_batch_size_per_gpu")
@@ -233,19 +200,16 @@ def test_train_micro_batch_size_per_gpu(make: Make) -> None:
     assert lightning(make, train_micro_batch_size_per_gpu=2).batch().inputs.shape == (2, 16)
 
 
-@changes(f"{PL}.log_every_n_steps")
-def test_log_every_n_steps(make: Make) -> None:
-    assert lightning(make, {"log_every_n_steps": 2}).run.intervals.log_every == 2
-
-
-@changes(f"{PL}.accumulate_grad_batches")
-def test_accumulate_grad_batches(make: Make) -> None:
-    assert lightning(make, {"accumulate_grad_batches": 2}).batch().inputs.shape == (8, 16)
-
-
-@changes(f"{PL}.gradient_clip_val")
-def test_gradient_clip_val(make: Make) -> None:
-    assert lightning(make, {"gradient_clip_val": 0.5}).config.train.clip_norm == 0.5
+@each_changes(
+    "values found",
+    (f"{PL}.log_every_n_steps", {2: 2}, lambda made: made.run.intervals.log_every),
+    (f"{PL}.accumulate_grad_batches", {2: (8, 16)}, lambda made: made.batch().inputs.shape),
+    (f"{PL}.gradient_clip_val", {0.5: 0.5}, lambda made: made.config.train.clip_norm),
+    (f"{PL}.accelerator", {"cpu": "cpu", "gpu": "cuda"}, lambda made: made.config.train.device),
+)
+def test_an_argument_of_lightning(make: Make, key: str, values: dict[Any, Any], found: Callable[[Made], Any]) -> None:
+    for value, expected in values.items():
+        assert found(lightning(make, {leaf(key): value})) == expected
 
 
 @changes(f"{PL}.gradient_clip_algorithm")
@@ -254,26 +218,14 @@ def test_gradient_clip_algorithm(make: Make) -> None:
         lightning(make, {"gradient_clip_algorithm": "value"})
 
 
-@changes(f"{PL}.accelerator")
-def test_accelerator(make: Make) -> None:
-    assert [lightning(make, {"accelerator": name}).config.train.device for name in ("cpu", "gpu")] == ["cpu", "cuda"]
-
-
-@changes(f"{MODULE}.optimizer.params.lr")
-def test_lr(make: Make) -> None:
-    assert pl_group(make, "lr", 0.5) == 0.5
-
-
-@changes(f"{MODULE}.optimizer.params.betas")
-def test_betas(make: Make) -> None:
-    assert tuple(pl_group(make, "betas", [0.8, 0.9])) == (0.8, 0.9)
-
-
-@changes(f"{MODULE}.optimizer.params.eps")
-def test_eps(make: Make) -> None:
-    assert pl_group(make, "eps", 1e-4) == 1e-4
-
-
-@changes(f"{MODULE}.optimizer.params.weight_decay")
-def test_weight_decay(make: Make) -> None:
-    assert pl_group(make, "weight_decay", 0.3) == 0.3
+@each_changes(
+    "value",
+    (f"{MODULE}.optimizer.params.lr", 0.5),
+    (f"{MODULE}.optimizer.params.betas", (0.8, 0.9)),
+    (f"{MODULE}.optimizer.params.eps", 1e-4),
+    (f"{MODULE}.optimizer.params.weight_decay", 0.3),
+)
+def test_a_parameter_of_adamw(make: Make, key: str, value: Any) -> None:
+    given = list(value) if isinstance(value, tuple) else value
+    found = optimized(make, "adamw", **{leaf(key): given}).param_groups[0][leaf(key)]
+    assert (tuple(found) if isinstance(value, tuple) else found) == value

@@ -1,4 +1,4 @@
-"""PhyAGI: what the keys of training change, DeepSpeed's and those that trainers have in common."""
+"""PhyAGI: the keys of DeepSpeed and those that all trainers share, and what each of them changes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DIALECT = "phyagi"
 # DeepSpeed.
 
 
-def precision(make: Make, name: str) -> None:
+@each_changes("name", (f"{DS}.fp16.enabled", "fp16"), (f"{DS}.bf16.enabled", "bf16"))
+def test_precision(make: Make, key: str, name: str) -> None:
     assert make().run.compute.precision == "fp32"
-    assert make({f"{DS}.{name}": {"enabled": True}}).config.train.precision == name
+    assert make({key: True}).config.train.precision == name
     assert make({f"{DS}.{name}": True}).config.train.precision == name
-    both = {f"{DS}.fp16": True, f"{DS}.bf16": True}
-    assert "cannot be on together" in refused(make, both)
+    assert "cannot be on together" in refused(make, {f"{DS}.fp16": True, f"{DS}.bf16": True})
     if name == "bf16":
         assert make({f"{DS}.bf16": True}).run.compute.precision == "bf16"
 
@@ -38,12 +38,24 @@ def test_torch_dtype(make: Make) -> None:
     assert make({"model.torch_dtype": "bf16", f"{DS}.fp16": True}).config.train.precision == "fp16"
 
 
-def group(make: Make, name: str, value: Any) -> Any:
-    """A parameter of the built optimizer with ``value`` given for it."""
-    groups = make({f"{DS}.optimizer.params.{name}": value}).optimizer.param_groups
+@each_changes(
+    "value",
+    (f"{DS}.optimizer.params.betas", (0.8, 0.9)),
+    (f"{DS}.optimizer.params.eps", 1e-4),
+    (f"{DS}.optimizer.params.weight_decay", 0.3),
+)
+def test_a_parameter_of_adamw(make: Make, key: str, value: Any) -> None:
+    """All parameters have it, also biases and norms."""
+    given = list(value) if isinstance(value, tuple) else value
+    groups, name = make({key: given}).optimizer.param_groups, key.rpartition(".")[2]
     assert sum(len(group["params"]) for group in groups) == len(make().shapes)
-    assert len({str(group[name]) for group in groups}) == 1  # of biases and norms as well
-    return groups[0][name]
+    for group in groups:
+        assert (tuple(group[name]) if isinstance(value, tuple) else group[name]) == value
+
+
+@changes(f"{DS}.optimizer.params.lr")
+def test_lr(make: Make) -> None:
+    assert rates(make({f"{DS}.optimizer.params.lr": 0.5})) == [0.5] * 4
 
 
 @changes(f"{DS}.optimizer.type")
@@ -74,26 +86,25 @@ OTHER_PARAMETERS = {
     *((f"{place}.optimizer.params.{name}", *case) for place in (DS, MODULE) for name, case in OTHER_PARAMETERS.items()),
 )
 def test_a_parameter_of_another_optimizer(make: Make, key: str, owner: str, value: Any) -> None:
-    """It reaches that optimizer, and AdamW refuses it."""
+    """The optimizer gets it, and AdamW refuses it."""
     name = key.rpartition(".")[2]
     more = {"momentum": 0.5} if name == "nesterov" else {}
     if key.startswith(DS):
-        asked = {"type": owner, "params": {"lr": 0.1, name: value, **more}}
+        optimizer = {"type": owner, "params": {"lr": 0.1, name: value, **more}}
         if owner == "Adam":
-            asked["params"]["adam_w_mode"] = False
-        made = make({f"{DS}.optimizer": asked})
+            optimizer["params"]["adam_w_mode"] = False
+        made = make({f"{DS}.optimizer": optimizer})
         assert type(made.optimizer).__name__ == owner
         assert made.optimizer.param_groups[0][name] == value
         assert "no parameter of AdamW" in refused(make, {key: value})
         return
     if owner == "Adam":
-        message = "no parameter of AdamW"
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match="no parameter of AdamW"):
             optimized(make, "adamw", **{name: value})
         return
-    found = optimized(make, owner.lower(), lr=0.1, **{name: value}, **more)
-    assert type(found).__name__ == owner
-    assert found.param_groups[0][name] == value
+    built = optimized(make, owner.lower(), lr=0.1, **{name: value}, **more)
+    assert type(built).__name__ == owner
+    assert built.param_groups[0][name] == value
 
 
 @changes(f"{DS}.optimizer.params.adam_w_mode")
@@ -122,7 +133,7 @@ def test_schedule_parameters(make: Make) -> None:
 
 @changes(f"{DS}.gradient_clipping")
 def test_clipping(make: Make) -> None:
-    """At the top, beside ds_config and inside it; without any, nothing is clipped."""
+    """The key may be at the top, beside ds_config or inside it; without it nothing is clipped."""
     assert make().config.train.clip_norm is None
     for path in (f"{DS}.gradient_clipping", "training_args.gradient_clipping", "gradient_clipping"):
         assert make({path: 0.25}).config.train.clip_norm == 0.25
@@ -162,7 +173,7 @@ def test_accumulation(make: Make) -> None:
     assert made.batch().inputs.shape == (12, 16)
 
 
-# What trainers have in common.
+# The keys that all trainers share.
 
 
 @changes("training_args.do_eval")
@@ -199,7 +210,7 @@ def test_max_steps(make: Make) -> None:
 
 @changes("training_args.logging_steps")
 def test_logging_steps(make: Make) -> None:
-    """1 is every step, 1.0 all steps, 0.0001 the first fraction above nothing, 0.5 every second of 4."""
+    """Of 4 steps: 1 is every step, 1.0 all steps, 0.0001 every step, 0.5 every second step."""
     found = [
         make({"training_args.logging_steps": value}).run.intervals.log_every for value in (1, 1.0, 0.0001, 0.5, 2.0)
     ]
@@ -254,9 +265,10 @@ def test_shuffle(make: Make, data: Path) -> None:
     assert not same(make().batch(0), ordered.batch(0))
 
 
-def tracked(make: Make, name: str) -> None:
-    assert [one.kind for one in make({f"training_args.{name}": True}).config.track] == [name]
-    assert make({f"training_args.{name}": False}).config.track == ()
+@each_changes("name", *((f"training_args.{name}", name) for name in ("mlflow", "wandb", "tensorboard")))
+def test_a_tracker(make: Make, key: str, name: str) -> None:
+    assert [tracker.kind for tracker in make({key: True}).config.track] == [name]
+    assert make({key: False}).config.track == ()
 
 
 @changes("training_args.wandb_host")
@@ -265,53 +277,8 @@ def test_host(make: Make) -> None:
     assert made.config.track[0].arguments == {"settings": {"base_url": "https://wandb.example"}}
 
 
-@changes(f"{DS}.fp16.enabled")
-def test_enabled(make: Make) -> None:
-    precision(make, "fp16")
-
-
-@changes(f"{DS}.bf16.enabled")
-def test_bf16_enabled(make: Make) -> None:
-    precision(make, "bf16")
-
-
-@changes(f"{DS}.optimizer.params.lr")
-def test_lr(make: Make) -> None:
-    assert rates(make({f"{DS}.optimizer.params.lr": 0.5})) == [0.5] * 4
-
-
-@changes(f"{DS}.optimizer.params.betas")
-def test_betas(make: Make) -> None:
-    assert tuple(group(make, "betas", [0.8, 0.9])) == (0.8, 0.9)
-
-
-@changes(f"{DS}.optimizer.params.eps")
-def test_eps(make: Make) -> None:
-    assert group(make, "eps", 1e-4) == 1e-4
-
-
-@changes(f"{DS}.optimizer.params.weight_decay")
-def test_weight_decay(make: Make) -> None:
-    assert group(make, "weight_decay", 0.3) == 0.3
-
-
-@changes("training_args.mlflow")
-def test_mlflow(make: Make) -> None:
-    tracked(make, "mlflow")
-
-
-@changes("training_args.wandb")
-def test_wandb(make: Make) -> None:
-    tracked(make, "wandb")
-
-
-@changes("training_args.tensorboard")
-def test_tensorboard(make: Make) -> None:
-    tracked(make, "tensorboard")
-
-
 def test_the_learning_rate_is_that_of_the_worked_example(make: Make) -> None:
-    """Warm-up of 4 of 10 steps from .1 to 1.1, simulated with DeepSpeed itself."""
+    """A warm-up of 4 of 10 steps from 0.1 to 1.1; the rates come from DeepSpeed itself."""
     parameters = {"warmup_min_lr": 0.1, "warmup_max_lr": 1.1, "warmup_type": "linear", "warmup_num_steps": 4}
     made = make({f"{DS}.scheduler": {"type": "WarmupDecayLR", "params": parameters}, "training_args.max_steps": 10})
     expected = [0.1, 0.1, 0.35, 0.6, 0.85, 1.1, 0.9333, 0.7667, 0.6, 0.4333]

@@ -63,8 +63,9 @@ class Dialect:
     ``schema`` is the typed form of a file. ``normalize`` brings a file into the nesting of the schema, as far as
     aliases cannot. ``rules(theirs, native)`` set in ``native`` what follows from several keys of the file ``theirs``,
     and what the framework always does. ``back`` puts the keys of a file that `to` does not give, and ``writes`` is true
-    for the keys with `to` that a file gets. ``hydra`` is true if the command line has Hydra's grammar. ``stand_in`` has
-    values for keys that a file must have, so that the others can be checked without them.
+    for the keys with `to` that a file gets. ``applies(values, key)`` is false for a key that is not for the file
+    ``values``, so that its default is not set. ``hydra`` is true if the command line has Hydra's grammar. ``stand_in``
+    has values for keys that a file must have, so that the others can be checked without them.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Dialect:
     normalize: Callable[[YamlDocument], YamlDocument] = lambda document: document
     back: Callable[[RunConfig, Put], None] = lambda config, put: None
     writes: Callable[[RunConfig, KeyInfo], bool] = lambda config, key: bool(key.role.documented)
+    applies: Callable[[Mapping[str, Any], KeyInfo], bool] = lambda values, key: True
     hydra: bool = False
     stand_in: Mapping[str, Any] = field(default_factory=dict[str, Any])
 

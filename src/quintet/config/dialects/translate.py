@@ -53,10 +53,12 @@ def translate(
     problems, native = file.problems, NativeBuilder(file)
     file.problems = []
     for key in dialect.keys:
-        if key.role.to and "[]" not in key.path and not file.has(key.path):
-            default = file.default(key.path)
-            if default is not None:
-                native.set(key.role.to, plain(default), key.path)
+        is_given = "[]" in key.path or file.has(key.path)
+        if not key.role.to or is_given or not dialect.applies(file.document.values, key):
+            continue
+        default = file.default(key.path)
+        if default is not None:
+            native.set(key.role.to, plain(default), key.path)
     for key, path, value in file.items():
         index = next((step for step in path if isinstance(step, int)), 0)
         name = numbered(key.path, index)

@@ -165,31 +165,29 @@ class SharedArguments(DialectSection):
 class HuggingFaceArguments(DialectSection):
     """Arguments of the transformers library's Trainer; others are passed on to it by name."""
 
-    learning_rate: NotNegative | None = key(None, "learning rate", to="optimizer.lr")
-    per_device_train_batch_size: Positive | None = key(None, "samples of a pass; 8", to="train.micro_batch_size")
-    per_device_eval_batch_size: Positive | None = key(
-        None, "samples of a pass of the validation; 8", to="evaluate.batch_size"
-    )
-    gradient_accumulation_steps: Positive | None = key(None, "passes of a step; 1", to="train.accumulation")
-    optim: Optim | None = key(None, "optimizer", affects="optimizer.kind")
-    weight_decay: NotNegative | None = key(None, "decay of the matrices", to="optimizer.weight_decay")
-    adam_beta1: Share | None = key(None, "decay of the average of the gradient", affects="optimizer.betas")
-    adam_beta2: Share | None = key(None, "decay of the average of its square", affects="optimizer.betas")
-    adam_epsilon: AboveZero | None = key(None, "added to the root of the second average", affects="optimizer.eps")
-    lr_scheduler_type: Text | None = key(None, "schedule; linear", to="schedule.name")
+    learning_rate: NotNegative = key(5e-5, "learning rate", to="optimizer.lr")
+    per_device_train_batch_size: Positive = key(8, "samples of a pass", to="train.micro_batch_size")
+    per_device_eval_batch_size: Positive = key(8, "samples of a pass of the validation", to="evaluate.batch_size")
+    gradient_accumulation_steps: Positive = key(1, "passes of a step", to="train.accumulation")
+    optim: Optim = key("adamw_torch", "optimizer", affects="optimizer.kind")
+    weight_decay: NotNegative = key(0.0, "decay of the matrices", to="optimizer.weight_decay")
+    adam_beta1: Share = key(0.9, "decay of the average of the gradient", affects="optimizer.betas")
+    adam_beta2: Share = key(0.999, "decay of the average of its square", affects="optimizer.betas")
+    adam_epsilon: AboveZero = key(1e-8, "added to the root of the second average", affects="optimizer.eps")
+    lr_scheduler_type: Text = key("linear", "schedule of the learning rate", to="schedule.name")
     lr_scheduler_kwargs: Arguments | None = key(None, "parameters of the schedule", to="schedule.arguments")
-    warmup_ratio: Fraction | None = key(None, "part of the run that warms up", affects="schedule.warmup_steps")
-    warmup_steps: Count | None = key(None, "steps that warm up", affects="schedule.warmup_steps")
-    max_grad_norm: NotNegative | None = key(None, "largest norm of the gradient; 1", affects="train.clip_norm")
-    bf16: bool | None = key(None, "matrix products in bf16", affects="train.precision")
-    fp16: bool | None = key(None, "matrix products in fp16", affects="train.precision")
-    eval_strategy: When | None = key(None, "when to validate", affects="evaluate.every", aliases="evaluation_strategy")
-    save_strategy: When | None = key(None, "when to save", affects="checkpoint.every")
-    save_total_limit: Positive | None = key(None, "checkpoints to keep", to="checkpoint.keep")
-    eval_on_start: bool | None = key(None, "also validate before the first step", to="evaluate.at_start")
+    warmup_ratio: Fraction = key(0.0, "part of the run that warms up", affects="schedule.warmup_steps")
+    warmup_steps: Count = key(0, "steps that warm up", affects="schedule.warmup_steps")
+    max_grad_norm: NotNegative = key(1.0, "largest norm of the gradient; 0 does not clip", affects="train.clip_norm")
+    bf16: bool = key(False, "matrix products in bf16", affects="train.precision")
+    fp16: bool = key(False, "matrix products in fp16", affects="train.precision")
+    eval_strategy: When = key("no", "when to validate", affects="evaluate.every", aliases="evaluation_strategy")
+    save_strategy: When = key("steps", "when to save", affects="checkpoint.every")
+    save_total_limit: Positive | None = key(None, "checkpoints to keep; else all", to="checkpoint.keep")
+    eval_on_start: bool = key(False, "also validate before the first step", to="evaluate.at_start")
     label_smoothing_factor: Share | None = key(None, "label smoothing", to="loss.label_smoothing")
     torch_compile: bool | None = key(None, "compile the blocks", affects="train.compile")
-    use_cpu: bool | None = key(None, "train on the CPU", affects="train.device")
+    use_cpu: bool = key(False, "train on the CPU", affects="train.device")
 
 
 class LightningTrainer(DialectSection):
@@ -201,18 +199,18 @@ class LightningTrainer(DialectSection):
     max_epochs: int | None = key(None, "passes over the data; -1: no limit", ge=-1, affects="train.epochs")
     max_steps: int | None = key(None, "steps; -1: no limit", ge=-1, affects="train.steps")
     precision: Precision | None = key(None, "precision of the matrix products", to="train.precision")
-    log_every_n_steps: Positive | None = key(
-        None, "steps between logs of training metrics: progress lines and trackers; 50", to="train.log_every"
+    log_every_n_steps: Positive = key(
+        50, "steps between logs of training metrics: progress lines and trackers", to="train.log_every"
     )
-    accumulate_grad_batches: Positive | None = key(None, "passes of a step; 1", to="train.accumulation")
+    accumulate_grad_batches: Positive = key(1, "passes of a step", to="train.accumulation")
     gradient_clip_val: NotNegative | None = key(None, "largest norm of the gradient", affects="train.clip_norm")
     gradient_clip_algorithm: OnlyNorm | None = key(None, "what is clipped", affects="train.clip_norm")
     val_check_interval: Steps | None = key(
         None, "passes between validations, or a fraction of an epoch", affects="evaluate.every"
     )
-    check_val_every_n_epoch: Positive | None = key(None, "epochs between validations; 1", affects="evaluate.every")
-    limit_val_batches: Passes | None = key(None, "passes of a validation; 1.0: all", affects="evaluate.samples")
-    accelerator: Accelerator | None = key(None, "device", to="train.device")
+    check_val_every_n_epoch: Positive = key(1, "epochs between validations", affects="evaluate.every")
+    limit_val_batches: Passes = key(1.0, "passes of a validation; 1.0: all", affects="evaluate.samples")
+    accelerator: Accelerator = key("auto", "device", to="train.device")
     devices: Any = key(None, "devices", no_effect=_LAUNCHER)
     num_nodes: Positive | None = key(None, "machines", no_effect=_LAUNCHER)
     num_sanity_val_steps: int | None = key(
@@ -250,7 +248,7 @@ class LightningOptimizer(DialectSection):
 
     documented = False
 
-    type: Text | None = key(None, "optimizer, as adamw", affects="optimizer.kind")
+    type: Text = key("adamw", "optimizer", affects="optimizer.kind")
     params: OptimizerParams
 
 
@@ -278,7 +276,7 @@ class LightningModule(DialectSection):
 class LightningArguments(DialectSection):
     """PhyAGI's training arguments for Lightning."""
 
-    train_micro_batch_size_per_gpu: Positive | None = key(None, "samples of a pass; 1", to="train.micro_batch_size")
+    train_micro_batch_size_per_gpu: Positive = key(1, "samples of a pass", to="train.micro_batch_size")
     trainer: LightningTrainer
     strategy: LightningStrategy
     lightning_module: LightningModule

@@ -9,9 +9,8 @@ from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.phyagi.back import back, writes
 from quintet.config.dialects.phyagi.schema import Dataset, File
 from quintet.config.dialects.phyagi.translate_model import model_rules
-from quintet.config.dialects.phyagi.translate_nesting import normalize, owner_of, trainer_of
-from quintet.config.dialects.phyagi.translate_trainers import huggingface_rules, lightning_rules
-from quintet.config.dialects.phyagi.translate_training import deepspeed_rules
+from quintet.config.dialects.phyagi.translate_nesting import applies, normalize, owner_of, trainer_of
+from quintet.config.dialects.phyagi.translate_training import deepspeed_rules, huggingface_rules, lightning_rules
 from quintet.config.dialects.phyagi.values import ARGS, ARGUMENTS, DS, PRETRAINED
 from quintet.config.keypath import show
 from quintet.config.names import local_path
@@ -252,6 +251,7 @@ DIALECT = Dialect(
     "PhyAGI",
     schema=File,
     normalize=normalize,
+    applies=applies,
     rules=_rules,
     back=back,
     writes=writes,

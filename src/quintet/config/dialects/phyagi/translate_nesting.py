@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from quintet.config.describe import KeyInfo
 from quintet.config.dialects.phyagi.schema_arguments import (
     HuggingFaceArguments,
     LightningArguments,
@@ -43,6 +44,11 @@ def owner_of(path: str) -> str:
     if name in HuggingFaceArguments.model_fields:
         return "huggingface"
     return "deepspeed" if name == "ds_config" else "lightning" if name in LightningArguments.model_fields else ""
+
+
+def applies(values: Mapping[str, Any], key: KeyInfo) -> bool:
+    """Return True if the trainer that the file ``values`` is for has ``key``."""
+    return owner_of(key.path) in ("", trainer_of(values))
 
 
 def normalize(document: YamlDocument) -> YamlDocument:
