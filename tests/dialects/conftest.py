@@ -1,7 +1,7 @@
-"""Files of a dialect, changed key by key, and what the run that they describe really is.
+"""Files of a dialect with some keys changed, and the runs that they describe.
 
-A test module names its ``DIALECT`` and has a fixture ``base``: a small complete file of it as a mapping. The fixture
-``make`` then gives what comes of the file with some keys changed.
+A test module has a constant ``DIALECT`` and a fixture ``base``, a small complete file of that dialect as a mapping. The
+fixture ``make`` changes some of its keys and returns the run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tests.helpers import PEAK
 from torch import nn
 
 from quintet.cli import main
+from quintet.config.keypath import path_of
 from quintet.config.load import Loaded, Reading, load_run_config
 from quintet.config.schema import RunConfig
 from quintet.data.batch import Batch
@@ -36,7 +37,7 @@ from quintet.train.setup import set_up
 
 
 class Made:
-    """The run that a file describes: read, built, and trained when it is asked for."""
+    """The run that a file describes, which is built and trained on first use."""
 
     def __init__(self, file: Path, loaded: Loaded) -> None:
         self.file, self.loaded = file, loaded
@@ -47,13 +48,13 @@ class Made:
         return self.loaded.config
 
     def origin(self, path: str) -> str:
-        """The dialect's key behind the native key ``path``, and its line: "model.n_layer (line 7)"."""
-        found = {_shown(known): place for known, place in self.loaded.provenance.items()}[path]
-        return f"{found.key} (line {found.line})"
+        """Return the dialect's key that sets the native key ``path``, and its line: "model.n_layer (line 7)"."""
+        origin = self.loaded.provenance[path_of(path)]
+        return f"{origin.key} (line {origin.line})"
 
     @cached_property
     def run(self) -> Run:
-        """Everything the run needs, built and not yet trained."""
+        """The built run, before training."""
         with chdir(self.file.parent):
             return set_up(self.config, Reporter(), peak_flops=PEAK)
 
@@ -64,17 +65,17 @@ class Made:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter of the built model, by name."""
+        """The shapes of the parameters of the built model, by name."""
         return {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
 
     def modules(self, kind: type[nn.Module]) -> list[nn.Module]:
-        """The parts of the built model of one class."""
+        """Return the modules of one class in the built model."""
         return [module for module in self.model.modules() if isinstance(module, kind)]
 
     def dropouts(self) -> dict[str, float]:
-        """Rate of every dropout module, by name, those of 0 left out."""
-        found = {name: module.p for name, module in self.model.named_modules() if isinstance(module, nn.Dropout)}
-        return {name: rate for name, rate in found.items() if rate}
+        """Return the rates of the dropout modules above 0, by name."""
+        rates = {name: module.p for name, module in self.model.named_modules() if isinstance(module, nn.Dropout)}
+        return {name: rate for name, rate in rates.items() if rate}
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -82,33 +83,33 @@ class Made:
         return self.run.optimizer
 
     def batch(self, step: int = 0) -> Batch:
-        """The batch of ``step``, counted from 0, as the model gets it."""
+        """Return the batch of ``step``, counted from 0, as the model gets it."""
         return self.run.batch(step + 1)
 
     @cached_property
     def trained(self) -> Path:
-        """The run's folder after training to the end."""
+        """The run's folder after training."""
         with chdir(self.file.parent):
             return train(self.config, Reporter(), peak_flops=PEAK).run.folder.absolute()
 
     def metrics(self, name: str) -> dict[int, float]:
-        """A metric of the trained run by step, from metrics.jsonl."""
+        """Return a metric of the trained run by step, from metrics.jsonl."""
         lines = [json.loads(line) for line in (self.trained / "metrics.jsonl").read_text().splitlines()]
         return {line["step"]: line[name] for line in lines if name in line}
 
     @property
     def losses(self) -> list[float]:
-        """The training loss of every step of the trained run."""
+        """The training loss of each step of the trained run."""
         return list(self.metrics("train/loss").values())
 
     @property
     def rates(self) -> list[float]:
-        """The learning rate of every step of the trained run."""
+        """The learning rate of each step of the trained run."""
         return list(self.metrics("train/lr").values())
 
     @property
     def checkpoints(self) -> list[int]:
-        """Steps of the checkpoints that the trained run keeps."""
+        """The steps of the checkpoints of the trained run."""
         return checkpoint_steps(self.trained / "checkpoints")
 
 
@@ -117,14 +118,14 @@ Make = Callable[..., Made]
 
 @pytest.fixture
 def dialect(request: pytest.FixtureRequest) -> str:
-    """The name of the dialect that the tests of a module are about."""
+    """The dialect of the test module."""
     return request.module.DIALECT
 
 
 @pytest.fixture
 def make(dialect: str, base: Mapping[str, Any], tmp_path: Path) -> Make:
-    """``make({"model.n_layer": 3}, without=["training.epochs"])``: the run of ``base`` with some keys set and some left
-    out, each in a working directory of its own. A path steps through lists by number: ``dataset.0.weight``."""
+    """``make({"model.n_layer": 3}, without=["training.epochs"])``: the run of ``base`` with some keys set and others
+    removed, in a folder of its own. A path has the index of a list element as a step: ``dataset.0.weight``."""
     count = 0
 
     def build(changes: Mapping[str, Any] | None = None, *, without: Iterable[str] = (), purpose: Any = "train") -> Made:
@@ -148,9 +149,9 @@ Test = TypeVar("Test", bound=Callable[..., None])
 
 
 def changes(*keys: str) -> Callable[[Test], Test]:
-    """Name the keys of the dialect that a test is about: it shows that each of them changes what it says.
+    """Mark a test with the ``keys`` of the dialect whose effect it shows.
 
-    ``pytest -k model.n_layer`` finds the tests of a key, and ``test_every_dialect.py`` the keys without a test.
+    ``pytest -k model.n_layer`` selects the tests of a key, and ``test_every_dialect.py`` finds keys without a test.
 
     Raises:
         ValueError: A key is named twice.
@@ -165,7 +166,7 @@ def changes(*keys: str) -> Callable[[Test], Test]:
 
 
 def each_changes(names: str, *cases: tuple[Any, ...]) -> Callable[[Test], Test]:
-    """Name keys that are tested alike, a case for each: ``key``, and what the test takes by ``names``.
+    """Parametrize a test over keys: each case is a ``key`` and the values of the arguments ``names``.
 
     Raises:
         ValueError: A key is named twice.
@@ -186,7 +187,7 @@ def _refuse_twice(keys: tuple[str, ...]) -> None:
 
 
 def keys_with_tests(dialect: str) -> set[str]:
-    """The keys that the tests of ``dialect`` name: those of each test module whose ``DIALECT`` it is."""
+    """Return the keys that the test modules of ``dialect`` mark their tests with."""
     files = sorted(Path(__file__).parent.glob("test_*.py"))
     modules = [vars(import_module(f"tests.dialects.{file.stem}")) for file in files]
     tests = [test for module in modules if module.get("DIALECT") == dialect for test in module.values()]
@@ -198,8 +199,8 @@ Said = Callable[..., list[str]]
 
 @pytest.fixture
 def said(dialect: str, make: Make, capsys: pytest.CaptureFixture[str]) -> Said:
-    """``said("prepare", {"model.n_layer": 3})``: what the verb refuses of the file with some keys changed, a line each
-    as "key: message". Every message begins with the file and, where the file has its key, the key's line."""
+    """``said("prepare", {"model.n_layer": 3})``: the problems that the verb reports of the file with some keys changed,
+    as "key: message". Each message starts with the file and, if the file has the key, the key's line."""
 
     def lines(verb: str, changes: Mapping[str, Any] | None = None, *, without: Iterable[str] = ()) -> list[str]:
         made = make(changes, without=without)
@@ -214,7 +215,7 @@ def said(dialect: str, make: Make, capsys: pytest.CaptureFixture[str]) -> Said:
 
 
 def _at_its_line(line: str, file: Path) -> str:
-    """``line`` from its key on, after a look at whether the key stands where the line says."""
+    """Return ``line`` from its key on, and check that the key is in the line that it names."""
     found = re.fullmatch(r"error: their\.yaml(?::(\d+))?: ((\S+?)(?:, \S+)*: .*)", line)
     assert found, line
     name = found[3].rpartition(".")[2].partition("[")[0]
@@ -226,12 +227,8 @@ def _at_its_line(line: str, file: Path) -> str:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    """Whether two batches hold the same samples."""
+    """Return True if two batches have the same samples."""
     return np.array_equal(a.inputs, b.inputs) and np.array_equal(a.targets, b.targets)
-
-
-def _shown(path: tuple[str | int, ...]) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
 
 
 def _steps(path: str) -> list[str | int]:

@@ -1,4 +1,4 @@
-"""Mistakes that are planted in run files that are right, and what is told of a file."""
+"""Mistakes planted in correct run files, and the problems that Quintet reports of a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from quintet.errors import UserError
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NATIVE = ("quickstart.yaml", "masked.yaml", "measured.yaml")
 MISSPELT, TYPE, RANGE, PATH, ACROSS = "misspelt", "type", "range", "path", "across"
-# By file: keys that contradict others or that another library refuses, with what must be as it is for that.
+# By file: values that contradict other keys or that a library refuses, and the keys that they contradict.
 ACROSS_KEYS: dict[str, dict[str, tuple[Any, tuple[str, ...]]]] = {
     "phyagi": {"model.n_head": (7, ("model",))},
     "vectorlm": {"train_parameters.use_flash_attention": (True, ("train_parameters",))},
@@ -48,8 +48,10 @@ ACROSS_KEYS: dict[str, dict[str, tuple[Any, tuple[str, ...]]]] = {
 
 @dataclass(frozen=True)
 class Mistake:
-    """``kind`` of mistake at the key ``path``, which gets the ``value``, or the name ``new`` if that is not empty.
-    ``needs`` are the keys and sections that it contradicts."""
+    """A mistake of one ``kind`` at the key ``path``: a wrong ``value``, or the wrong name ``new`` if that is not empty.
+
+    ``needs`` are the keys and sections that it contradicts.
+    """
 
     kind: str
     path: KeyPath
@@ -59,11 +61,11 @@ class Mistake:
 
     @property
     def key(self) -> str:
-        """The key at which it is to be told."""
+        """The key at which it must be reported."""
         return show((*self.path[:-1], self.new or self.path[-1]))
 
     def plant(self, values: dict[str, Any]) -> None:
-        """Make the mistake in ``values``."""
+        """Put the mistake into ``values``."""
         here: Any = values
         for step in self.path[:-1]:
             here = here.setdefault(step, {}) if isinstance(here, dict) else here[step]
@@ -74,12 +76,12 @@ class Mistake:
         else:
             here[self.path[-1]] = self.value
 
-    def stands_beside(self, other: Mistake) -> bool:
-        """True if neither of the two changes what makes the other one a mistake."""
+    def is_independent_of(self, other: Mistake) -> bool:
+        """Return True if neither of the two mistakes changes what makes the other one a mistake."""
         return not any(
             _touch(show(one.path), name)
-            for one, its in ((self, other), (other, self))
-            for name in (show(its.path), *its.needs)
+            for one, two in ((self, other), (other, self))
+            for name in (show(two.path), *two.needs)
         )
 
 
@@ -89,12 +91,12 @@ def _touch(one: str, other: str) -> bool:
 
 
 def mistakes(name: str, values: dict[str, Any]) -> Iterator[Mistake]:
-    """The mistakes that can be planted in ``values``, of the file or dialect ``name``."""
+    """Yield the mistakes that can be planted in ``values`` of the file or dialect ``name``."""
     for path, value in walk(values):
         if not path or isinstance(value, dict | list) or not isinstance(path[-1], str):
             continue
         if len(path[-1]) > 3:
-            needs = (show(path[:-1]),) if path[-1] == "kind" else ()  # which says what its neighbours are
+            needs = (show(path[:-1]),) if path[-1] == "kind" else ()  # it decides which keys its section has
             yield Mistake(MISSPELT, path, new=f"{path[-1][:-2]}{path[-1][-1]}x", needs=needs)
         yield Mistake(TYPE, path, {"a": 1})
         if not isinstance(value, str):
@@ -108,16 +110,16 @@ def mistakes(name: str, values: dict[str, Any]) -> Iterator[Mistake]:
 
 
 def several(rng: random.Random, known: list[Mistake]) -> list[Mistake]:
-    """Two or three of the ``known`` mistakes that have nothing to do with each other."""
+    """Choose two or three of the ``known`` mistakes that are independent of each other."""
     chosen: list[Mistake] = []
     for one in rng.sample(known, min(len(known), 12)):
-        if len(chosen) < 3 and all(one.stands_beside(other) for other in chosen):
+        if len(chosen) < 3 and all(one.is_independent_of(other) for other in chosen):
             chosen.append(one)
     return chosen[: rng.choice([2, 3])]
 
 
 def told(values: dict[str, Any], dialect: str | None, folder: Path, *planted: Mistake) -> list[tuple[int, str, str]]:
-    """What is told of ``values`` with the ``planted`` mistakes: the line, the key and the message of each problem."""
+    """Return the line, the key and the message of each problem of ``values`` with the ``planted`` mistakes."""
     values = copy.deepcopy(values)
     for mistake in planted:
         mistake.plant(values)
@@ -143,15 +145,14 @@ def _parts(line: str) -> tuple[int, str, str]:
 
 
 def base(name: str, small_file: SmallFile, folder: Path) -> dict[str, Any]:
-    """The values of the example ``name``, or of a small file of the dialect of this name."""
+    """Return the values of the example ``name``, or of a small file of the dialect ``name``."""
     if name in NATIVE:
         return yaml.safe_load((EXAMPLES / name).read_text("utf-8"))
     return small_file(name, folder / "cache")
 
 
 def check_several(rng: random.Random, name: str, values: dict[str, Any], folder: Path) -> None:
-    """Plant mistakes that have nothing to do with each other in ``values``: each is told once, at its key, and together
-    they are told as they are alone."""
+    """Plant independent mistakes in ``values``: check that each is reported once, at its key, together as alone."""
     dialect = None if name in NATIVE else name
     chosen = several(rng, list(mistakes(name, values)))
     alone = [told(values, dialect, folder, one) for one in chosen]

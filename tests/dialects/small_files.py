@@ -1,4 +1,4 @@
-"""A small complete file of each dialect, for tests that go over all of them."""
+"""A small complete file of each dialect, for tests of all dialects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SmallFile = Callable[[str, Path], dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def small_file(tmp_path_factory: pytest.TempPathFactory) -> SmallFile:
-    """``small_file(dialect, cache)``: a file that trains for some steps in a moment; its data are made once."""
+    """``small_file(dialect, cache)``: a file that trains in a moment; its data are made once per module."""
     made: dict[str, Any] = {}
 
     def data(name: str, write: Callable[[Path], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Bounds of keys: what a dialect takes, the native key that it sets takes too; ends that mean something count."""
+"""Bounds of keys: a native key accepts what the dialect's key that sets it accepts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BOUND = re.compile(r"(at least|above|at most|below) (-?[\d.]+)")
 
 @dataclass(frozen=True)
 class Bounds:
-    """The bounds of a number, as its page says them."""
+    """The bounds of a number, as its page gives them."""
 
     low: float
     low_counts: bool
@@ -36,26 +36,26 @@ class Bounds:
                 found = cls(found.low, found.low_counts, float(number), word == "at most")
         return found
 
-    def takes(self, other: Bounds) -> bool:
-        """True if each number within ``other`` is within this."""
+    def accepts(self, other: Bounds) -> bool:
+        """Return True if all numbers within ``other`` are within these bounds."""
         low = self.low < other.low or (self.low == other.low and (self.low_counts or not other.low_counts))
         high = self.high > other.high or (self.high == other.high and (self.high_counts or not other.high_counts))
         return low and high
 
 
 NATIVE: dict[str, list[KeyInfo]] = {}
-for one in walk():
-    NATIVE.setdefault(one.path, []).append(one)
+for native in walk():
+    NATIVE.setdefault(native.path, []).append(native)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_dialects_key_takes_the_native_key_that_it_alone_sets_takes(name: str) -> None:
+def test_a_native_key_accepts_what_the_dialects_key_accepts(name: str) -> None:
     refused = [
         f"{key.path} ({key.accepts}) sets {key.role.to} ({', '.join(one.accepts for one in found)})"
         for key in dialect_named(name).keys
         if key.role.to and not key.words and key.special is None
         for found in [NATIVE.get(re.sub(r"\[\d+\]", "[]", key.role.to), [])]
-        if found and not any(Bounds.of(one).takes(Bounds.of(key)) for one in found)
+        if found and not any(Bounds.of(one).accepts(Bounds.of(key)) for one in found)
     ]
     assert not refused
 
@@ -76,12 +76,12 @@ def test_a_dropout_may_drop_all_and_a_learning_rate_may_be_0(name: str) -> None:
         if (key.role.to or key.path) == "optimizer.lr" and key.type.startswith("number")
     }
     whole, zero = Bounds(0, True, 1, True), Bounds(0, True, float("inf"), True)
-    bad = [path for path, bounds in rates.items() if not bounds.takes(whole) and "schedule" not in path]
-    bad += [path for path, bounds in learning.items() if not bounds.takes(zero)]
+    bad = [path for path, bounds in rates.items() if not bounds.accepts(whole) and "schedule" not in path]
+    bad += [path for path, bounds in learning.items() if not bounds.accepts(zero)]
     assert not bad
 
 
-def test_the_ends_are_read_as_they_are_told() -> None:
+def test_the_ends_of_a_range_are_as_described() -> None:
     assert TypeAdapter(Fraction).validate_python(1.0) == 1.0
     with pytest.raises(ValidationError):
         TypeAdapter(Share).validate_python(1.0)

@@ -1,4 +1,4 @@
-"""Mistakes that different stages find come in one answer, each at the user's own key and line."""
+"""Mistakes that different stages find are reported together, each at the user's own key and line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from quintet.config.dialects import NAMES, dialect_named
 from quintet.config.load import Reading, load_run_config
 from quintet.config.provenance import RunFileError
 
-# By dialect: what the dialect's schema refuses, what its rules refuse, what the native schema refuses.
+# By dialect: values that its schema, its rules and the native schema refuse.
 MISTAKES: dict[str, dict[str, Any]] = {
     "phyagi": {
         "model.n_layr": 3,
@@ -85,13 +85,13 @@ def test_a_default_that_does_not_fit_is_left_out_with_a_note(small_file: SmallFi
     assert loaded.config.evaluate.text_modeling is None
     left_out = "trainer.eval.text_modeling_eval: the default is left out: "
     assert len([note for note in loaded.notes if note.startswith(left_out)]) == 1
-    # Who asks for it is refused.
+    # The same value is refused if the file sets it.
     set_in(values, "trainer.eval.text_modeling_eval", True)
     file.write_text(json.dumps(values))
     assert "text_modeling_eval" in refused(load_run_config, [file], (), Reading("stlm"))
 
 
-# By dialect: a key that a file must have, what its rules refuse, what the native schema refuses.
+# By dialect: a key that a file must have, and values that its rules and the native schema refuse.
 WITHOUT: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "phyagi": ("output_dir", {"training_args.max_steps": 0}, {"model.n_head": 7}),
     "vectorlm": ("dataset.train_bs", {"train_parameters.use_flash_attention": True}, {"quintet.data.validation": 2}),
@@ -102,7 +102,7 @@ WITHOUT: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 def told(values: dict[str, Any], name: str, tmp_path: Path) -> list[str]:
-    """What is refused of a file: key and message, for the lines are others in each."""
+    """Return key and message of each problem of a file, without the line, which differs between files."""
     file = tmp_path / "run.yaml"
     file.write_text(json.dumps(values, indent=1))
     return sorted(line.partition(": ")[2] for line in refused(load_run_config, [file], (), Reading(name)).splitlines())

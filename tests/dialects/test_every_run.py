@@ -1,4 +1,4 @@
-"""What holds for the runs of every dialect: what trackers get, and in whose words a mistake is said."""
+"""What holds for the runs of every dialect: what trackers get, and that messages name the file's own keys."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def base(dialect: str, small_file: SmallFile, tmp_path: Path, monkeypatch: pytes
 
 
 class Servers:
-    """What Weights & Biases and MLflow were sent: metrics by step, and files by name."""
+    """What Weights & Biases and MLflow received: metrics by step, and files by name."""
 
     def __init__(self) -> None:
         self.wandb: dict[int, dict[str, Any]] = {}
@@ -54,13 +54,13 @@ class Servers:
         self.mlflow_files: dict[str, bytes] = {}
 
     def steps(self, tracker: str, metric: str) -> list[int]:
-        """The steps of which ``tracker`` has ``metric``."""
+        """Return the steps at which ``tracker`` got ``metric``."""
         return [step for step, metrics in sorted(vars(self)[tracker].items()) if metric in metrics]
 
 
 @pytest.fixture
 def servers(monkeypatch: pytest.MonkeyPatch) -> Servers:
-    """Both libraries replaced by ones that keep what they are given."""
+    """Both libraries, replaced by fakes that keep what they get."""
     sent = Servers()
 
     class Run:
@@ -126,7 +126,7 @@ LOGGED: dict[str, dict[str, Any]] = {
     "piano": {"optimizer.max_iters": 7, "logging.log_interval": 3},
     "vectorlm": {"quintet.train": {"log_every": 3}},  # it has no key for this; `logging_steps` evaluates
 }
-"""Seven steps, or eight, of which each third is logged."""
+"""Seven or eight steps, of which every third is logged."""
 TRACKERS = {"quintet.track": [{"kind": "wandb"}, {"kind": "mlflow", "tracking_uri": "mlruns"}]}
 
 
@@ -157,7 +157,7 @@ OTHER_TRAINERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("dialect", ["phyagi"])
 @pytest.mark.parametrize("trainer", OTHER_TRAINERS)
-def test_so_they_do_from_the_trainers_of_other_libraries(trainer: str, make: Make, servers: Servers) -> None:
+def test_the_trainers_of_other_libraries_log_at_the_same_steps(trainer: str, make: Make, servers: Servers) -> None:
     made = make({"training_args": OTHER_TRAINERS[trainer], "trainer": trainer} | TRACKERS)
     assert list(made.metrics("train/loss")) == [1, 2, 3, 4, 5, 6, 7]
     assert [servers.steps(tracker, "train/loss") for tracker in ("wandb", "mlflow")] == [[3, 6], [3, 6]]
@@ -166,7 +166,7 @@ def test_so_they_do_from_the_trainers_of_other_libraries(trainer: str, make: Mak
 def test_trackers_get_the_file_as_it_was_written_beside_the_native_one(
     dialect: str, make: Make, servers: Servers
 ) -> None:
-    """Byte for byte, also when the run is continued from its folder, as long as nothing changed."""
+    """Byte for byte, also when the run is continued from its folder."""
     made = make(LOGGED[dialect] | TRACKERS)
     written = "\r\n".join(f"{line}  # mine" for line in made.file.read_text().splitlines()).encode()
     made.file.write_bytes(written)
@@ -185,7 +185,7 @@ def test_trackers_get_the_file_as_it_was_written_beside_the_native_one(
 def test_they_get_all_files_of_a_composition(
     dialect: str, base: dict[str, Any], servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also one of which another file takes the place value by value, and one that a key names."""
+    """Also a file that others override value by value, and one that a key names."""
     monkeypatch.chdir(tmp_path)
     values = base["quintet"] | {"track": TRACKERS["quintet.track"]}
     if dialect == "tmrc":
@@ -214,7 +214,7 @@ def test_they_get_all_files_of_a_composition(
 
 
 def train(*arguments: str) -> int:
-    """The exit code of the command."""
+    """Return the exit code of `quintet train`."""
     with pytest.raises(SystemExit) as left:
         main(["train", *QUICK, *arguments])
     assert isinstance(left.value.code, int)
@@ -292,15 +292,15 @@ MISTAKES: dict[str, dict[str, dict[str, Any]]] = {
         "piano": {"quintet.data.validation": 0.0001, "quintet.data.packing": {"kind": "stream"}},
     },
 }
-"""What only shows when the data is looked at."""
+"""Mistakes that only the data reveal."""
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.parametrize("verb", ["check", "plan", "prepare", "data", "show-batch", "train"])
-def test_a_late_mistake_is_said_at_the_key_and_line_of_the_file(
+def test_a_late_mistake_is_reported_at_the_key_and_line_of_the_file(
     dialect: str, verb: str, mistake: str, make: Make, command: Command
 ) -> None:
-    """In every verb that looks so far, and with no other names than those of the file."""
+    """In every verb that reads the data, and with no names but those of the file."""
     made = make(MISTAKES[mistake][dialect])
     with chdir(made.file.parent):
         strict = ["--strict"] if verb == "check" else []
@@ -327,7 +327,7 @@ def test_a_late_mistake_is_said_at_the_key_and_line_of_the_file(
 
 @pytest.mark.parametrize("dialect", ["tmrc"])
 def test_what_a_run_says_is_in_the_words_of_the_file(dialect: str, make: Make, command: Command) -> None:
-    """The key that turns one batch into all of them, with its line, and where its native name stood before."""
+    """A message names the file's key and line, and not the native key."""
     made = make({"training.use_oracle": True})
     with chdir(made.file.parent):
         code, out, err = command("train", "their.yaml", "--dialect", dialect)
@@ -338,7 +338,7 @@ def test_what_a_run_says_is_in_the_words_of_the_file(dialect: str, make: Make, c
 
 
 def test_a_line_is_said_in_the_words_of_the_file(dialect: str, make: Make) -> None:
-    """Every native key that a key of the file says by itself becomes that key, with its line; the rest stays."""
+    """A native key that one key of the file sets becomes that key, with its line; the rest of a message stays."""
     loaded = make().loaded
     said = 0
     for path, place in loaded.provenance.items():
@@ -355,12 +355,12 @@ def test_a_line_is_said_in_the_words_of_the_file(dialect: str, make: Make) -> No
 
 
 DECIDED_BY_DATA = {"model.vocab_size", "tokenizer.vocab_size", "dataset.ignore_index"}
-"""Keys of which only the data say whether a value fits."""
+"""Keys whose values only the data can check."""
 
 
 @pytest.mark.slow
 def test_what_check_accepts_at_the_ends_of_a_number_trains(dialect: str, base: dict[str, Any], tmp_path: Path) -> None:
-    """One step of it, with no traceback and no later refusal but those that the data decide."""
+    """One step, without a traceback and without a later refusal other than by the data."""
     refused: list[str] = []
     file, tried = Path("their.yaml").resolve(), 0
     inside = [
@@ -392,7 +392,7 @@ def test_what_check_accepts_at_the_ends_of_a_number_trains(dialect: str, base: d
 
 
 def test_a_value_of_another_kind_is_refused_at_its_key_and_line(dialect: str, base: dict[str, Any]) -> None:
-    """A section where a number, a switch, a word or a text is due, and a number that is none."""
+    """A section in place of a number, a switch, a word or a text."""
     file = Path("their.yaml").resolve()
     several = ("list", "section", "anything", "mapping", "pair")
     for key in dialect_named(dialect).keys:

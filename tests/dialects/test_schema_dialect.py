@@ -1,4 +1,4 @@
-"""The machine of dialects, by a small one: what a section and a key of a dialect can say, and what comes of it."""
+"""The machinery of dialects, tested with a small dialect: what its sections and keys can express."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_what_a_file_says_goes_to_its_native_key(values: dict[str, Any], path: s
         ({"save": 0}, ["save: must be at least 1 step"]),
     ],
 )
-def test_a_mistake_is_said_at_the_key_as_it_is_written(values: dict[str, Any], expected: list[str]) -> None:
+def test_a_mistake_is_reported_at_the_key_as_written(values: dict[str, Any], expected: list[str]) -> None:
     found = problems(values)
     assert len(found) == len(expected), found
     for one, start in zip(found, expected, strict=True):
@@ -170,7 +170,7 @@ def test_rules_refuse_at_the_line_of_their_key() -> None:
     assert [str(one) for one in found] == ["their.yaml:4: window: 3 is odd"]
 
 
-def test_an_unsupported_key_is_taken_where_the_section_of_native_keys_says_what_it_would() -> None:
+def test_an_unsupported_key_is_accepted_if_the_section_of_native_keys_sets_what_it_affects() -> None:
     class Other(DialectSection):
         """A file."""
 
@@ -205,10 +205,10 @@ def test_a_key_is_written_where_the_dialect_has_a_word_for_it(path: str, native_
         TOY.key(path).write(native_value)
 
 
-def test_the_json_schema_of_a_dialect_takes_what_the_loader_takes() -> None:
+def test_the_json_schema_of_a_dialect_accepts_what_the_loader_accepts() -> None:
     schema = dialect_schema(TOY)
     Draft202012Validator.check_schema(schema)
-    taken = Draft202012Validator(schema).is_valid
+    accepts = Draft202012Validator(schema).is_valid
     for values in (
         {"model": {"width": 1, "half": True}},
         {"model": {"width": "${x}", "half": {"enabled": True}}, "data": {"path": "a", "fields": "x"}},
@@ -216,7 +216,7 @@ def test_the_json_schema_of_a_dialect_takes_what_the_loader_takes() -> None:
         {"model": {"core": {"block": {"norm": "layer", "dropout": False, "window": None}}}},
         {"extra": {"a": 1}, "quintet": {"train": {"steps": 1}}},
     ):
-        assert taken(values), values
+        assert accepts(values), values
     for values in (
         {"modle": {}},
         {"model": {"half": 3}},
@@ -225,7 +225,7 @@ def test_the_json_schema_of_a_dialect_takes_what_the_loader_takes() -> None:
         {"data": [{"fieldz": 1}]},
         {"old": {"modle": 1}},
     ):
-        assert not taken(values), values
+        assert not accepts(values), values
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""VectorLM: each key changes what its document says it changes, in the run that is really built."""
+"""VectorLM: the keys of training, adapters and processed datasets, and what each of them changes."""
 
 from __future__ import annotations
 
@@ -33,9 +33,6 @@ transformers = pytest.importorskip("transformers")
 DIALECT = "vectorlm"
 
 
-# What each key does.
-
-
 @changes("model")
 def test_the_model(make: Make) -> None:
     other = write_model(make().file.parent / "other", seed=5)
@@ -56,7 +53,7 @@ def test_the_folder(make: Make) -> None:
 
 @changes(f"{T}.max_seq_len")
 def test_the_length(make: Make) -> None:
-    """A row has S tokens, of which all but the last are inputs and all but the first targets."""
+    """A row has S tokens: all but the last are inputs, and all but the first are targets."""
     assert make().batch().inputs.shape == (4, 11)
     shorter = make({f"{T}.max_seq_len": 7})
     assert max(len(ids) for ids, _ in rows_of(shorter)) == 7
@@ -70,7 +67,7 @@ def test_the_length(make: Make) -> None:
 
 @changes(f"{T}.epochs")
 def test_the_epochs(make: Make) -> None:
-    """32 rows in batches of 4; each epoch has all of them, in an order of its own."""
+    """32 rows in batches of 4; each epoch has all rows in another order."""
     assert make().run.steps == 8
     made = make({f"{T}.epochs": 3})
     assert made.run.steps == 24
@@ -122,7 +119,7 @@ def test_flash(make: Make) -> None:
 
 @changes(f"{T}.max_grad_norm")
 def test_clipping(make: Make) -> None:
-    """AdamW does not feel the size of a gradient but through eps, so that a large one shows it."""
+    """AdamW depends on the size of a gradient only through eps, so the test has a large eps."""
     rough = {"eps": 1.0, "lr": 0.1, "weight_decay": 0}
 
     def validation(norm: float | None) -> dict[int, float]:
@@ -136,7 +133,7 @@ def test_clipping(make: Make) -> None:
 
 @changes(f"{T}.gradient_accumulation_steps")
 def test_accumulation(make: Make) -> None:
-    """Steps of 4 micro-batches of 4 rows: 2 of them in 32 rows, each with the gradient of 16 rows at once."""
+    """A step of 4 micro-batches of 4 rows has the gradient of 16 rows at once; 32 rows are 2 steps."""
     many = make({f"{T}.gradient_accumulation_steps": 4, f"{T}.warmup_ratio": 0})
     assert (many.run.steps, many.batch().inputs.shape) == (2, (16, 11))
     once = make({"dataset.train_bs": 16, f"{T}.warmup_ratio": 0})
@@ -150,7 +147,7 @@ def learning_rates(make: Make, name: str, warmup: float, steps: int = 8, **more:
 
 @changes(f"{T}.lr_scheduler_type", f"{T}.min_lr", f"{T}.lr_scheduler_kwargs")
 def test_schedules(make: Make) -> None:
-    """Every name of the library gives the library's own rates, which begin at 0 where there is a warm-up."""
+    """The schedules of the library have the library's own rates, which start at 0 with a warm-up."""
     assert make().rates == pytest.approx(learning_rates(make, "cosine", 0.25))
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     for name in ("linear", "cosine", "polynomial", "inverse_sqrt", "constant_with_warmup", "cosine_with_restarts"):
@@ -180,7 +177,7 @@ def test_schedules(make: Make) -> None:
 
 @changes(f"{T}.warmup_ratio")
 def test_warmup(make: Make) -> None:
-    """A quarter of all steps, not of an epoch's: of 3 epochs of 8 steps these are 6."""
+    """A quarter of all steps, not of an epoch: 6 in 3 epochs of 8 steps."""
     made = make({f"{T}.lr_scheduler_type": "constant_with_warmup", f"{T}.epochs": 3})
     assert made.run.steps == 24
     rates = learning_rates(make, "constant_with_warmup", 0.25, steps=24)
@@ -201,7 +198,7 @@ def saves(made: Made) -> list[int]:
 
 @changes(f"{T}.save_frequency")
 def test_save_frequency(make: Make) -> None:
-    """A part of an epoch, of 8 steps here, whatever the number of epochs."""
+    """A part of an epoch, here 8 steps, for any number of epochs."""
     assert saves(make({f"{T}.save_frequency": 0.5, f"{T}.epochs": 2})) == [4, 8, 12, 16]
     assert "must be above 0" in refused(make, {f"{T}.save_frequency": 0})
     assert "must be at most 1" in refused(make, {f"{T}.save_frequency": 2})
@@ -210,7 +207,7 @@ def test_save_frequency(make: Make) -> None:
 
 @changes(f"{T}.logging_steps")
 def test_evaluations(make: Make) -> None:
-    """Every 4 micro-batches are every 4 steps of one, and every 2 steps of two."""
+    """4 micro-batches are 4 steps of one micro-batch or 2 steps of two."""
     assert list(make({f"{T}.logging_steps": 4}).metrics("validation/loss")) == [4, 8]
     two = {f"{T}.logging_steps": 4, f"{T}.gradient_accumulation_steps": 2}
     assert list(make(two).metrics("validation/loss")) == [2, 4]
@@ -239,7 +236,7 @@ def group(made: Made) -> dict[str, Any]:
 def test_an_argument_of_the_optimizer(make: Make, key: str, value: Any, default: Any) -> None:
     changed, name = make({key: value}), key.rpartition(".")[2]
     found = group(changed)
-    assert len(found["params"]) == len(changed.shapes)  # norms and embeddings are in the one group, too
+    assert len(found["params"]) == len(changed.shapes)  # norms and embeddings are in the same group
     found = {**found, "lr": changed.config.optimizer.lr}
     assert found[name] == (tuple(value) if isinstance(value, list) else value)
     left_out = make({f"{T}.optimizer": {}})
@@ -251,7 +248,7 @@ def adapted(make: Make, **keys: Any) -> Made:
 
 
 def adapters(made: Made) -> set[str]:
-    """The modules that have an adapter."""
+    """Return the names of the modules with an adapter."""
     return {name.split(".")[-4] for name in made.shapes if ".lora_A." in name}
 
 
@@ -289,7 +286,7 @@ def test_lora_dropout(make: Make) -> None:
 
 @changes(f"{T}.lora_peft_config.target_modules")
 def test_lora_targets(make: Make) -> None:
-    """Those that peft takes for a llama, or those that are named."""
+    """The modules that peft chooses for a llama, or those that are named."""
     assert adapters(adapted(make)) == {"q_proj", "v_proj"}
     assert adapters(adapted(make, target_modules=["k_proj"])) == {"k_proj"}
     assert "down_proj" in adapters(adapted(make, target_modules="all-linear"))
@@ -305,7 +302,7 @@ def test_train_dataset(make: Make) -> None:
 
 @changes("dataset.eval_ds")
 def test_eval_dataset(make: Make, world: Path) -> None:
-    """All of it is evaluated on: the loss of the library's own model over every label."""
+    """All rows are evaluated: the loss is that of the library's own model over all labels."""
     made = make({f"{T}.optimizer.lr": 1e-12})
     model = transformers.AutoModelForCausalLM.from_pretrained(world / "model").eval()
     total = count = 0.0
@@ -323,7 +320,7 @@ def test_eval_dataset(make: Make, world: Path) -> None:
 
 @changes("dataset.ignore_index")
 def test_ignored(make: Make) -> None:
-    """Other values mean no loss, in both datasets."""
+    """Labels with another ignore_index have no loss, in both datasets."""
     place = make().file.parent
     seven = [(ids, [-7 if label == NONE else label for label in labels]) for ids, labels in some_rows(8, seed=1)]
     both = {f"dataset.{name}": str(write_rows(place / name, seven)) for name in ("train_ds", "eval_ds")}
@@ -374,7 +371,7 @@ def test_inference_mode(make: Make) -> None:
 
 @changes(f"{T}.sharding_strategy")
 def test_sharding(make: Make) -> None:
-    """Each strategy of torch's FSDP is one of `parallel`, and the run's model is spread by it."""
+    """Each strategy of torch's FSDP is one of `parallel`."""
     names = {
         "NO_SHARD": ("ddp", None),
         "FULL_SHARD": ("fsdp", "full"),
@@ -398,7 +395,5 @@ TOO_LONG = f"{T}.max_seq_len: 99999 tokens are more than the 64 positions"
         ("train", {"quintet.train.device": "mps"}, "quintet.train.device: this machine has no mps device"),
     ],
 )
-def test_every_verb_speaks_of_the_keys_of_the_file(
-    verb: str, changes: dict[str, Any], message: str, said: Said
-) -> None:
+def test_every_verb_names_the_keys_of_the_file(verb: str, changes: dict[str, Any], message: str, said: Said) -> None:
     assert [line for line in said(verb, changes) if line.startswith(message)]

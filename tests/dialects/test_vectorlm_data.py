@@ -1,4 +1,4 @@
-"""VectorLM: what the keys of the preprocessing change, and its worked examples."""
+"""VectorLM: the keys of the preprocessing and what each of them changes, and worked examples."""
 
 from __future__ import annotations
 
@@ -154,17 +154,17 @@ def test_pre_pend(make: Make, world: Path) -> None:
     assert texts_of(without_processed(make, world, pre_pend="z "))[1] == [1, 35, 33, 34, 2]
 
 
-# Worked examples of the preprocessing, with what VectorLM's own code makes of them where it is not cured.
+# Worked examples of the preprocessing; comments tell where VectorLM's own code has another result.
 
 
 def as_the_original(ids: list[int], labels: str | None = None) -> tuple[list[int], list[int]]:
-    """A row; of its labels "-" has no loss. The first token is never a target, so that its label means nothing."""
+    """Return a row, without a loss where ``labels`` has "-". The first label means nothing: it is never a target."""
     marks = labels.split() if labels else ["x"] * len(ids)
     return ids, [NONE if mark == "-" else token for token, mark in zip(ids, marks, strict=True)]
 
 
 def targets(rows: list[tuple[list[int], list[int]]]) -> list[tuple[list[int], list[int]]]:
-    """``rows`` with the labels of targets alone."""
+    """Return ``rows`` with the labels of the targets only."""
     return [(ids, labels[1:]) for ids, labels in rows]
 
 
@@ -229,15 +229,15 @@ def test_the_preprocessing_is_that_of_the_worked_examples(case: str, processed: 
 def test_preparing_and_then_training_is_training_on_the_texts(
     path: str | None, make: Make, world: Path, command: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    """The dataset that `quintet prepare` writes has the rows of the run that processes on the way, and trains alike."""
+    """The dataset that `quintet prepare` writes has the rows and losses of a run that processes on the fly."""
     keys = raw(world, packing_type=path, save_path=str(tmp_path / "new"), pre_pend="z ")
     six = {f"{T}.max_seq_len": 6, P: keys, "dataset.train_ds": str(tmp_path / "new")}
     six |= {"quintet.data.validation": 0, f"{T}.logging_steps": 1000}
-    on_the_way = make(six, without=["dataset.eval_ds"])
-    assert any("processed on the fly" in note for note in on_the_way.loaded.notes)
-    rows, losses = rows_of(on_the_way), on_the_way.losses
-    with chdir(on_the_way.file.parent):
-        code, out, errors = command("prepare", str(on_the_way.file))
+    on_the_fly = make(six, without=["dataset.eval_ds"])
+    assert any("processed on the fly" in note for note in on_the_fly.loaded.notes)
+    rows, losses = rows_of(on_the_fly), on_the_fly.losses
+    with chdir(on_the_fly.file.parent):
+        code, out, errors = command("prepare", str(on_the_fly.file))
     assert (code, out.splitlines()[0], errors) == (0, f"wrote {tmp_path / 'new'}", "")
     written = datasets.load_from_disk(tmp_path / "new")
     assert isinstance(written, datasets.Dataset)
@@ -250,7 +250,7 @@ def test_preparing_and_then_training_is_training_on_the_texts(
 
 
 def test_a_file_with_a_plateau_can_be_prepared(make: Make, world: Path) -> None:
-    """Nothing is held out then, of which the schedule of a training would need the loss."""
+    """Nothing is held out then, whose loss the schedule would need."""
     keys = {P: raw(world, save_path="new"), f"{T}.lr_scheduler_type": "plateau-with-warmup"}
     assert texts_of(make(keys, purpose="prepare"))[1] == [1, 33, 34, 2]
 
@@ -270,7 +270,7 @@ def test_a_processed_row_without_an_eos_learns_none(make: Make, tmp_path: Path) 
 
 
 def test_one_processed_dataset_of_two_is_refused(make: Make, world: Path) -> None:
-    """They would be cut differently."""
+    """The two would be processed differently."""
     gone = {P: raw(world), "dataset.train_ds": "gone"}
     assert "run `quintet prepare`" in refused(make, gone)
     same_data = make({**gone, "dataset.eval_ds": "gone", "quintet.data.validation": 0})
@@ -280,7 +280,7 @@ def test_one_processed_dataset_of_two_is_refused(make: Make, world: Path) -> Non
     assert (absent.key, "there is no gone yet" in absent.message) == ("dataset.eval_ds", True)
 
 
-def test_a_length_that_the_model_would_tell_is_not_here_with_it(make: Make, tmp_path: Path) -> None:
+def test_without_the_model_the_length_is_missing_on_this_machine(make: Make, tmp_path: Path) -> None:
     loaded = make({"model": str(tmp_path / "absent"), "train_parameters.max_seq_len": -1}).loaded
     (absent,) = loaded.not_here
     assert (absent.key, "1,024 are assumed" in absent.message) == ("train_parameters.max_seq_len", True)

@@ -1,4 +1,4 @@
-"""VectorLM: its files with all spellings, its examples, and what both ways of translation keep."""
+"""VectorLM: spellings, files of the project, the examples, and translation there and back."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DIALECT = "vectorlm"
 
 @pytest.mark.parametrize("spelling", ["plataeu-with-warmup", "plateau-with-warmup"])
 def test_a_plateau_lowers_the_rate_after_a_warm_up(make: Make, spelling: str) -> None:
-    """With a rate that is far too high the loss rises, and the patience of 0 is gone at once."""
+    """With a learning rate far too high the loss rises, and a patience of 0 is over at once."""
     changes = {f"{T}.lr_scheduler_type": spelling, f"{T}.logging_steps": 1, f"{T}.optimizer.lr": 3.0}
     made = make({**changes, "quintet.schedule": {"patience": 0}})
     assert made.rates[:2] == pytest.approx([1.5, 3.0])
@@ -58,7 +58,7 @@ def test_reduce_lr_on_plateau_has_no_warm_up(make: Make) -> None:
 
 
 def test_flat_keys_are_those_of_the_sections(base: dict[str, Any], make: Make, tmp_path: Path) -> None:
-    """The headings of the document suggest them."""
+    """The headings of the document suggest flat keys."""
     flat = {**{name: value for name, value in base.items() if name != T}, **base[T]}
     file = tmp_path / "their.yaml"
     file.write_text(yaml.safe_dump(flat))
@@ -90,7 +90,7 @@ def test_another_optimizer_is_a_native_key(make: Make) -> None:
     assert "betas: SGD has no such argument" in refused(make, {"quintet.optimizer": {"name": "SGD"}})
 
 
-# Files of the project, condensed, with what its later versions have.
+# Files of the project, condensed, and keys of its later versions.
 
 SHIPPED = """
 model: /model-weights/Llama-2-7b-chat-hf
@@ -157,7 +157,7 @@ def test_the_batch_is_that_of_all_gpus(tmp_path: Path) -> None:
         assert config.on_devices(gpus).batch.samples == gpus * 8 * 4
 
 
-def test_the_same_file_says_how_to_preprocess(tmp_path: Path) -> None:
+def test_the_same_file_describes_the_preprocessing(tmp_path: Path) -> None:
     loaded = shipped(tmp_path, purpose="prepare")
     assert loaded.config.data.sources[0].path == "./your/unprocessed/dataset"
     assert loaded.config.data.packing.join is False
@@ -192,13 +192,13 @@ def test_settings_of_peft_that_are_not_built_are_refused_by_name(make: Make) -> 
 
 @pytest.fixture
 def example_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the examples name by DATA_ROOT, and a working directory for what they write."""
+    """A working directory with the folder DATA_ROOT of the examples."""
     draw = np.random.default_rng(0)
     letters = [word for word in WORDS if len(word) == 1]
 
     def text() -> str:
-        before, behind = (" ".join(draw.choice(letters, draw.integers(3, 9))) for _ in range(2))
-        return f"{before} Excerpt: {behind}"
+        prompt, answer = (" ".join(draw.choice(letters, draw.integers(3, 9))) for _ in range(2))
+        return f"{prompt} Excerpt: {answer}"
 
     write_model(tmp_path / "data/tiny-llama")
     write_texts(tmp_path / "data/raw", train=[text() for _ in range(40)], validation=[text() for _ in range(8)])

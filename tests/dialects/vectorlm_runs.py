@@ -1,4 +1,4 @@
-"""Small runs of VectorLM: their data, model and file, and what is read from them."""
+"""Small VectorLM files with their data and model, for the tests of the dialect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ datasets = pytest.importorskip("datasets")
 pytest.importorskip("peft")
 
 BOS, EOS, NONE = 1, 2, -100
-# The words of the worked examples, with the ids that they have there.
+# The words of the worked examples and their ids.
 WORDS = {"<unk>": 0, "<s>": BOS, "</s>": EOS, "#": 3, "Excerpt:": 4, "Note:": 5}
 WORDS |= {letter: 10 + index for index, letter in enumerate("abcdefghijklmno")}
 WORDS |= {letter: 25 + index for index, letter in enumerate("pqrstuvwxyz")}
@@ -29,7 +29,7 @@ ALPHABET = list("abcdefgh")
 
 
 def write_model(folder: Path, seed: int = 0, positions: int = 64) -> Path:
-    """A llama of one layer with the tokenizer of the worked examples."""
+    """Write a llama of one layer with the tokenizer of the worked examples."""
     model = tiny_llama(40, max_position_embeddings=positions, bos_token_id=BOS, eos_token_id=EOS)
     torch.manual_seed(seed)
     for parameter in model.parameters():
@@ -44,7 +44,7 @@ def write_model(folder: Path, seed: int = 0, positions: int = 64) -> Path:
 
 
 def write_rows(folder: Path, rows: list[tuple[list[int], list[int]]], split: str = "train") -> Path:
-    """A processed dataset as VectorLM writes one."""
+    """Write a processed dataset as VectorLM does."""
     columns = {
         "id": list(range(len(rows))),
         "input_ids": [ids for ids, _ in rows],
@@ -56,7 +56,7 @@ def write_rows(folder: Path, rows: list[tuple[list[int], list[int]]], split: str
 
 
 def write_texts(folder: Path, **splits: list[str]) -> Path:
-    """A dataset dictionary with a column of text."""
+    """Write a dataset dictionary with columns of text."""
     datasets.DatasetDict(
         {name: datasets.Dataset.from_dict({"text": texts, "other": texts[::-1]}) for name, texts in splits.items()}
     ).save_to_disk(folder)
@@ -64,10 +64,10 @@ def write_texts(folder: Path, **splits: list[str]) -> Path:
 
 
 def some_rows(count: int, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Rows of 6 to 12 ids, the first two without a loss, the last an EOS."""
+    """Return rows of 6 to 12 ids: the first two have no loss, the last is an EOS."""
     draw = np.random.default_rng(seed)
-    found = [[BOS, *draw.integers(10, 36, draw.integers(4, 11)).tolist(), EOS] for _ in range(count)]
-    return [(ids, [NONE, NONE, *ids[2:]]) for ids in found]
+    rows = [[BOS, *draw.integers(10, 36, draw.integers(4, 11)).tolist(), EOS] for _ in range(count)]
+    return [(ids, [NONE, NONE, *ids[2:]]) for ids in rows]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def base(world: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def small_file(world: Path, cache: Path) -> dict[str, Any]:
-    """A complete file that trains in a moment."""
+    """Return a complete file that trains in a moment."""
     return {
         "model": str(world / "model"),
         "enable_wandb_logging": False,
@@ -130,7 +130,7 @@ T, P = "train_parameters", "dataset_preprocess"
 
 @pytest.fixture
 def processed(make: Make, world: Path, tmp_path: Path) -> Callable[..., list[tuple[list[int], list[int]]]]:
-    """``processed(texts, packing_type="full")``: the rows, ids and labels, that preprocessing makes of texts."""
+    """``processed(texts, packing_type="full")``: the rows of ids and labels that preprocessing makes from texts."""
     count = 0
 
     def rows(texts: list[str], length: int = 6, **keys: Any) -> list[tuple[list[int], list[int]]]:
@@ -144,20 +144,16 @@ def processed(make: Make, world: Path, tmp_path: Path) -> Callable[..., list[tup
 
 
 def rows_of(made: Made) -> list[tuple[list[int], list[int]]]:
-    """The samples to train on, in order, as rows of ids and labels."""
+    """Return the training samples, in order, as rows of ids and labels."""
     with chdir(made.file.parent):
         streams = prepare(made.config).train.source_samples
-    found = [stream.sample(index) for stream in streams for index in range(stream.count)]
-    return [
-        (one.ids.tolist(), np.where(one.loss_mask, one.ids.astype(int), NONE).tolist())
-        for one in map(_with_mask, found)
-    ]
+    samples = [stream.sample(index) for stream in streams for index in range(stream.count)]
+    return [(sample.ids.tolist(), _labels(sample)) for sample in samples]
 
 
-def _with_mask(sample: Any) -> Any:
-    if sample.loss_mask is None:
-        return type(sample)(sample.ids, np.ones(sample.ids.size, bool), sample.documents)
-    return sample
+def _labels(sample: Any) -> list[int]:
+    mask = True if sample.loss_mask is None else sample.loss_mask
+    return np.where(mask, sample.ids.astype(int), NONE).tolist()
 
 
 def refused(make: Make, changes: dict[str, Any], **more: Any) -> str:
@@ -171,7 +167,7 @@ def raw(world: Path, **keys: Any) -> dict[str, Any]:
 
 
 def without_processed(make: Make, world: Path, changes: dict[str, Any] | None = None, **keys: Any) -> Made:
-    """A run that processes the texts on the way and holds nothing out."""
+    """Make a run that processes the texts on the fly and holds nothing out."""
     changes = {P: raw(world, **keys), "quintet.data.validation": 0, **(changes or {})}
     return make(changes, without=["dataset.train_ds", "dataset.eval_ds"])
 
