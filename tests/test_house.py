@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from quintet.cli import VERBS
+from quintet.config.dialects import NAMES
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 LONGEST_FILE, LONGEST_FUNCTION, LONGEST_LINE = 450, 60, 120
@@ -93,6 +94,16 @@ def test_training_imports_transformers_only_for_its_models() -> None:
     libraries = {name.partition(".")[0] for name in reached}
     assert "torch" in libraries
     assert not libraries & {"transformers", "peft"}
+
+
+_DIALECT_FILE = re.compile(r"(__init__|schema(_[a-z_]+)?|translate(_[a-z_]+)?|values|back)\.py")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_folder_of_a_dialect_has_the_layout_of_all(name: str) -> None:
+    files = {file.name for file in (SOURCE / "quintet/config/dialects" / name).glob("*.py")}
+    assert {"schema.py", "translate.py"} <= files
+    assert [file for file in sorted(files) if not _DIALECT_FILE.fullmatch(file)] == []
 
 
 @pytest.mark.parametrize("given", ["import quintet.errors", "if x:\n    from quintet import errors"])
