@@ -1,4 +1,4 @@
-"""What the tests of data have in common: run files and small corpora."""
+"""Fixtures of the tests of data: run files and small corpora."""
 
 from __future__ import annotations
 

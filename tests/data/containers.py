@@ -1,4 +1,4 @@
-"""Rows in every container that a source reads, and the token store that they have to make whatever holds them."""
+"""Rows in each container that a source reads, and the token store that they have to become in any of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FORMATS = [None, "numpy", "torch", "pandas", "arrow"]
 
 @dataclass(frozen=True)
 class Store:
-    """What a token store holds: ids, where documents end, what is learnt, and what was dropped."""
+    """The content of a token store: ids, ends of documents, loss mask, and counts of what was dropped."""
 
     ids: list[int]
     ends: list[int]
@@ -47,14 +47,14 @@ class Store:
 
 @dataclass(frozen=True)
 class Container:
-    """How rows are kept: by a source of ``kind``, with the options of the writer; ``types`` are those of columns."""
+    """A container of rows: a source of ``kind``, with the options of the writer and the ``types`` of columns."""
 
     kind: str
     options: Row
     types: Row
 
     def write(self, rows: list[Row], folder: Path) -> Row:
-        """Write ``rows`` into ``folder``, and return what the run file says of the source."""
+        """Write ``rows`` into ``folder``, and return the source for the run file."""
         writers: dict[str, Callable[..., Path]] = {
             "jsonl": _jsonl,
             "csv": _csv,
@@ -70,7 +70,7 @@ class Container:
 
 
 def store_of(source: Row, folder: Path, tokenizer: Tokenizer | None = None) -> Store:
-    """The token store of ``source``, made in ``folder``."""
+    """Return the token store of ``source``, made in ``folder``."""
     listing = reader_of(TypeAdapter(SourceConfig).validate_python(source)).index("data.sources[0]")
     store = build_store(StoreSpec(listing, tokenizer or ByteTokenizer(), {}, folder), 1, None)
     count = store.token_count
@@ -84,7 +84,7 @@ def store_of(source: Row, folder: Path, tokenizer: Tokenizer | None = None) -> S
 
 
 def expected_store(documents: list[tuple[list[int], list[bool]]], **dropped: int) -> Store:
-    """The store of ``documents``, ids with what is learnt each, to which the end id is added where it is not."""
+    """Return the store of ``documents``, each with ids and loss mask; an end id is added if it is missing."""
     ids: list[int] = []
     loss_mask: list[bool] = []
     ends: list[int] = []
@@ -97,7 +97,7 @@ def expected_store(documents: list[tuple[list[int], list[bool]]], **dropped: int
 
 
 def table_of(rows: list[Row], types: Row) -> Any:
-    """``rows`` as a table of pyarrow: a column for each key that a row has, null where one has it not."""
+    """Return ``rows`` as a table of pyarrow: a column for each key of a row, null for rows without it."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {}
     for name in names:
@@ -108,7 +108,7 @@ def table_of(rows: list[Row], types: Row) -> Any:
 
 
 def _arrow_type(name: Any, values: list[Any]) -> Any:
-    """The type that ``name`` stands for: of texts a name, of lists of ids a pair of names; inferred for None."""
+    """Return the type with the ``name``: of texts a name, of lists of ids a pair of names; inferred for None."""
     if name is None or all(value is None for value in values):
         return None
     if isinstance(name, tuple):
@@ -135,7 +135,7 @@ def _jsonl(rows: list[Row], folder: Path, *, ending: str, ascii_only: bool, line
 def _csv(rows: list[Row], folder: Path, *, delimiter: str, quoting: int, line_end: str, mark: bool) -> Path:
     path = folder / "rows.csv"
     if any("\r" in str(value) for row in rows for value in row.values()):
-        quoting = csv.QUOTE_ALL  # else the writer may leave the character bare, and the reader ends a row at it
+        quoting = csv.QUOTE_ALL  # otherwise the writer may not quote the character, and the reader ends a row at it
     with path.open("w", newline="", encoding="utf-8-sig" if mark else "utf-8") as out:
         names = list(dict.fromkeys(name for row in rows for name in row))
         writer = csv.DictWriter(out, names, delimiter=delimiter, quoting=quoting, lineterminator=line_end)  # type: ignore[arg-type]
@@ -171,7 +171,7 @@ def _huggingface(table: Any, folder: Path, *, shape: str | None, first_only: boo
 
 
 def containers(types: st.SearchStrategy[Row], *kinds: str) -> st.SearchStrategy[Container]:
-    """Containers of the ``kinds``, all of them when none is named, with columns of ``types``."""
+    """Return containers of the ``kinds``, all of them by default, with columns of ``types``."""
     options = {
         "jsonl": st.fixed_dictionaries(
             {

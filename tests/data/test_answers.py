@@ -1,4 +1,4 @@
-"""Prompts and answers are encoded as one text, wherever they are read; what has a loss is found by its characters."""
+"""Prompts and answers are encoded as one text, wherever they are read; characters decide which tokens have a loss."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def stored(tokenizer: Tokenizer, document: Any) -> tuple[list[int], list[bool]]:
 
 
 def by_characters(tokenizer: Tokenizer, text: str, answers: list[range]) -> list[bool]:
-    """Which ids of ``text`` stand for a character in ``answers``, told from how much of the text the ids write."""
+    """Return which ids of ``text`` have a character in ``answers``, by how much of the text the ids write."""
     wanted = set().union(*answers)
     if isinstance(tokenizer, HuggingFaceTokenizer):
         found = tokenizer._library.encode(text, add_special_tokens=False)
@@ -112,7 +112,7 @@ def test_an_answer_is_read_as_the_model_writes_it(tokenizer: Tokenizer, prompt: 
     ids, loss_mask = stored(tokenizer, document)
     whole, start = prompt + between + answer, len(prompt + between)
     assert ids == tokenizer.encode(whole)
-    if ids:  # a begin token may stand in front where the model reads
+    if ids:  # the model may read a begin token first
         assert prompt_ids(tokenizer, text_bounds(tokenizer), whole)[-len(ids) :] == ids
     special = getattr(tokenizer, "special_tokens", {})
     if ids and not any(token in whole for token in special):  # in benchmarks these are ids, as in the harness's class
@@ -195,6 +195,6 @@ def test_a_chat_has_the_ids_of_apply_chat_template(
         bool(wanted & set(range(*place)))
         for place in ours._template_library.encode(rendered, add_special_tokens=False).offsets
     ]
-    # What the model reads when it is to answer is how the conversation goes on.
+    # The prompt of an answer is how the conversation continues.
     chat = ChatFormat(ours, text)
     assert chat.encode(said) == ours.encode_template(chat.render(said))

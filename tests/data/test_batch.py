@@ -274,7 +274,7 @@ ROWS, LENGTH, IDS = 5, 6, 3
 
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs, targets, documents and prompts of a batch in which the same beginnings come again."""
+    """Draw inputs, targets, documents and prompts of a batch in which beginnings repeat."""
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     inputs = random.integers(0, IDS, (ROWS, LENGTH))
     targets = np.where(random.random((ROWS, LENGTH)) < 0.2, IGNORED, random.integers(0, IDS, (ROWS, LENGTH)))
@@ -285,7 +285,7 @@ def batches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
 def view(
     ids: list[int], document: list[int] | None, prompt: list[bool] | None, place: int, ahead: bool, places: bool
 ) -> Hashable:
-    """What the position at ``place`` sees, in words."""
+    """Return what the position at ``place`` sees, in a comparable form."""
     same = [one for one in range(LENGTH) if document is None or document[one] == document[place]]
     first = same[0]
     if ahead:
@@ -345,8 +345,8 @@ def test_no_prediction_from_what_is_seen_is_better(batch, seed: int) -> None:
 def test_known_lowest_losses() -> None:
     inputs = np.array([[0, 1], [0, 1], [0, 2], [0, 2]])
     targets = np.array([[1, 5], [1, 6], [2, 5], [2, IGNORED]])
-    # After 0 come 1, 1, 2, 2: ln 2 for four targets. After 0 1 come 5 and 6: ln 2 for two. After 0 2 comes 5 alone.
+    # After 0 come 1, 1, 2, 2: ln 2 for four targets. After 0 1 come 5 and 6: ln 2 for two. After 0 2 comes only 5.
     assert conditional_entropy(targets, context_ids(inputs)) == pytest.approx(6 / 7 * math.log(2))
-    # Who sees what comes next is left with what is behind the end only.
+    # For a model that sees the next ids, only the target after the last id is uncertain.
     assert conditional_entropy(targets, context_ids(inputs, ahead=True)) == pytest.approx(2 / 7 * math.log(2))
     assert conditional_entropy(np.full((2, 2), IGNORED), context_ids(inputs[:2])) == 0.0

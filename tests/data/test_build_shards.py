@@ -1,4 +1,4 @@
-"""Shares of a store that several processes make beside one another."""
+"""Shares of a store that several processes make at the same time."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def slow(*arguments, **others):
 
 build.write_shard = slow
 if way == "die":
-    # Killed with a shard half written: its arrays are there under temporary names.
+    # Killed with a shard half written: its arrays have temporary names.
     from quintet.data import shards
     shards._Arrays.finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 config = RunConfig.model_validate_json(Path(run_file).read_text())
@@ -73,7 +73,7 @@ def stores(config: RunConfig) -> Path:
 
 
 def expected(config: RunConfig, tmp_path: Path) -> dict[str, bytes]:
-    """What one call makes."""
+    """Return the files that one call makes."""
     data = config.data.model_copy(update={"cache_dir": str(tmp_path / "at once")})
     prepare(config.model_copy(update={"data": data}))
     return contents(tmp_path / "at once" / "stores")
@@ -134,7 +134,7 @@ def test_what_a_killed_worker_left_goes_and_what_a_live_one_writes_stays(config:
     assert dead.returncode == -signal.SIGKILL
     left_behind = list(stores(config).rglob(".shard-*"))
     assert left_behind
-    # A second call of the dead one's share comes while the other is at work: it does its share and cleans nothing.
+    # The share of the killed process is run again while the other is at work: it does its share and removes nothing.
     assert end(start(config, tmp_path, 1, 2)) > 0
     assert all(file.exists() for file in left_behind)
     gate.touch()

@@ -1,4 +1,4 @@
-"""Documents that are left out: too short or long, of poor quality, or there already."""
+"""Documents that are dropped: too short or long, of poor quality, or duplicates."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_parts_are_judged_together_and_ready_tokens_are_kept() -> None:
 
 
 class Documents:
-    """A store in memory: of each document its hash and its signature."""
+    """A store in memory: the hash and the signature of each document."""
 
     def __init__(self, texts: list[str], cleaning: CleaningConfig) -> None:
         sign = signer(cleaning)
@@ -267,7 +267,7 @@ def test_minhash_without_its_library_names_the_extra(
 
 
 class Lengths:
-    """Documents of given lengths that hold nothing."""
+    """Documents of given lengths, without content."""
 
     def __init__(self, lengths: list[int]) -> None:
         self.ends = np.cumsum(lengths)

@@ -1,4 +1,4 @@
-"""The same rows make the same token store, whatever holds them."""
+"""The same rows make the same token store in any container."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ few = settings(max_examples=15)
 
 
 def known(kind: str, types: list[str]) -> list[str]:
-    """Those of ``types`` that the library of ``kind`` can keep."""
+    """Return those of ``types`` that the library of ``kind`` can hold."""
     return [one for one in types if kind == "parquet" or one not in VIEWS]
 
 
@@ -74,7 +74,7 @@ def test_texts(kind: str, folder: Any, data: st.DataObject) -> None:
 @few
 def test_prompts_and_answers(kind: str, folder: Any, data: st.DataObject) -> None:
     texts = st.text("ab#é\n\"'", max_size=5)
-    # An answer of nothing but white space is none to learn from.
+    # An answer of white space has no loss.
     rows = data.draw(st.lists(st.fixed_dictionaries({"prompt": texts, "answer": texts.filter(str.strip)}), min_size=1))
     types = st.fixed_dictionaries({name: st.sampled_from(TEXTS) for name in ("prompt", "answer")})
     container = data.draw(containers(types, kind))
@@ -90,7 +90,7 @@ def test_prompts_and_answers(kind: str, folder: Any, data: st.DataObject) -> Non
 @given(data=st.data())
 @few
 def test_texts_of_several_columns(kind: str, folder: Any, data: st.DataObject) -> None:
-    """Null is a column that is not there; CSV has none, and neither lists nor objects."""
+    """Null counts as a missing column; CSV has no null, no lists and no objects."""
     texts, flat = st.text("ab<&{}é\n\"'", max_size=5), kind == "csv"
     columns = {"asked": texts, "told": texts if flat else texts | st.none()}
     columns |= {} if flat else {"turns": st.lists(st.fixed_dictionaries({"by": texts}), min_size=1, max_size=3)}
@@ -169,11 +169,11 @@ def test_a_template_that_python_cannot_compile_in_time_is_a_mistake_of_the_run_f
 ) -> None:
     monkeypatch.setattr("quintet.templates._MOST_SECONDS", 0.5)
     with pytest.raises(ValidationError, match=r"takes more than 0\.5 s"):
-        TemplateFields(kind="template", text="{{ a }}{{ 9 ** (9 ** 9) }}")  # Jinja computes what is constant
+        TemplateFields(kind="template", text="{{ a }}{{ 9 ** (9 ** 9) }}")  # Jinja computes constants
 
 
 def test_a_damaged_file_costs_no_row_before_the_damage(tmp_path: Path) -> None:
-    """Rows wait for a template together, and what is read after them can fail."""
+    """Rows wait for a template together; reading later rows can fail."""
     whole = gzip.compress("".join(f'{{"a": "{number:05}"}}\n' for number in range(40_000)).encode())
     (tmp_path / "rows.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl.gz"), "on_error": "skip"}
@@ -245,7 +245,7 @@ TEMPLATE = (
 
 
 def rendered(messages: list[Row]) -> str:
-    """What the template writes, in Python."""
+    """Return what the template writes, in Python."""
     return "".join(
         f"{one['role']}: {one['content']}"
         + (f"({one['name']})" if one.get("name") is not None else "")

@@ -90,7 +90,7 @@ def test_what_is_validated_on_is_nowhere_trained_on_and_all_else_is(
             if document not in held_here and content not in whole | cut
             for _ in range(content % 7 + 1)
         ]
-        # Of the document that is cut the head stays, unless it is a copy of one that is held out whole.
+        # The head of the document that is cut stays, unless it is a copy of one that is held out whole.
         if part.cut is not None and store.contents[part.cut] not in sure:
             content = store.contents[part.cut]
             others = sum(store.contents[one] % 7 + 1 for one in held_here - {part.cut})
@@ -104,7 +104,7 @@ def test_what_is_validated_on_is_nowhere_trained_on_and_all_else_is(
 
 @dataclass(frozen=True)
 class Many:
-    """Ten million documents of which the last thousand are those that stand in the middle once more."""
+    """Ten million documents, of which the last thousand repeat a thousand in the middle."""
 
     document_count: int = 10_000_000
 
@@ -133,7 +133,7 @@ def text(path: Path, **keys: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Thirty files, each twice, and ten that are there once."""
+    """Thirty files, each twice, and ten files once."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     for index in range(40):
@@ -145,7 +145,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def marks(stream: Any, decode: Callable[..., str]) -> list[str]:
-    """The numbers of the documents that begin in a stream."""
+    """Return the numbers of the documents that begin in a stream."""
     return [part[:2] for part in decode(stream.stream.read(0, stream.tokens)).split("[")[1:]]
 
 

@@ -1,4 +1,4 @@
-"""What `quintet data` says of stores."""
+"""The report of `quintet data` on stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documents of a batch are those of its source, whatever ids are in them."""
+"""The documents of a batch are those of its source, for any ids in them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def all_batches(prepared: Prepared) -> list[Batch]:
 
 
 def with_ends(rows: list[list[int]]) -> list[list[int]]:
-    """As the store has them: each ends with the end id."""
+    """Return the documents of the store: each ends with the end id."""
     return [row if row[-1] == END else [*row, END] for row in rows]
 
 
@@ -261,7 +261,7 @@ def test_an_end_id_is_added_only_where_a_document_has_not_ended(tmp_path: Path, 
     starts, stops = store.document_bounds(np.arange(len(rows)))
     found = [store.tokens(start, stop).tolist() for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
     assert found == [row if has else [*row, end] for row, has in zip(rows, ended, strict=True)]
-    # Where ends are left out of samples, only an end id is.
+    # Packing without ends drops only an end id.
     samples = [prepared.train.source_samples[0].sample(number).ids.tolist() for number in range(7)]
     assert samples == [row[:-1] if row[-1] == end else row for row in rows]
 
@@ -279,7 +279,7 @@ def test_an_answer_without_text_teaches_nothing(tmp_path: Path, chatml: Path, ma
     assert ids[loss_mask].tolist() == huggingface_tokenizer(str(chatml)).encode_template("yes<|im_end|>\n")
 
 
-ASKED = [("ab", "cd"), ("e", "fghij"), ("klmnopq", "r"), ("", "stu"), ("vw", "")]  # the last has nothing to learn
+ASKED = [("ab", "cd"), ("e", "fghij"), ("klmnopq", "r"), ("", "stu"), ("vw", "")]  # the last has no loss
 
 
 @pytest.mark.parametrize("packing", PACKINGS, ids=str)
@@ -292,7 +292,7 @@ def test_each_document_of_a_sample_has_its_own_prompt(
     write_jsonl(tmp_path / "rows.jsonl", rows)
     source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "document": {"kind": "answer"}}
     prepared = prepare(make_config(source, validation=0, packing=packing, sequence_length=length))
-    # Every letter stands in one document, so that a letter tells its document and whether it is asked or answered.
+    # Each letter occurs in one document, so that a letter tells its document and if it is in the prompt.
     owner = {ord(letter): number for number, row in enumerate(ASKED) for letter in "".join(row)}
     asked = {ord(letter) for prompt, answer in ASKED for letter in prompt}
     config = CausalAttentionConfig(mask="prefix")
@@ -332,7 +332,7 @@ def test_a_stream_that_learns_prompts_has_the_same_tokens_and_a_loss_on_each(tmp
 
 
 def test_samples_without_an_answer_are_left_out_only_where_prompts_have_no_loss(tmp_path: Path) -> None:
-    """The longest prompts fill a sample of 12 tokens; the tables of both are kept beside one another."""
+    """The longest prompts fill a sample of 12 tokens; each has a table of its own."""
     counts = [prepared(tmp_path, value, {"kind": "document"}).train.epoch_samples for value in (False, True, False)]
     assert counts[1] == 20
     assert counts[0] == counts[2] < 20

@@ -43,7 +43,7 @@ def compress(data: bytes, ending: str) -> bytes:
 def test_compressed_files_are_read_by_their_names_ending(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "UNIT_BYTES", 2)  # they are not cut, however large they are
+    monkeypatch.setattr(base, "UNIT_BYTES", 2)  # files of any size are not cut
     lines = "".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(999)).encode()
     (tmp_path / f"a.jsonl{ending}").write_bytes(compress(lines, ending))
     (tmp_path / f"b.txt{ending}").write_bytes(compress("one|für".encode(), ending))

@@ -1,4 +1,4 @@
-"""Arrays of tokens that other programs have written: NumPy's, raw ids, tatm's and Megatron's."""
+"""Arrays of tokens that other programs wrote: NumPy's, raw ids, tatm's and Megatron's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from quintet.errors import UserError
 
 @pytest.fixture(autouse=True, params=[3, 1 << 20], ids=["small_slices", "large_slices"])
 def slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is read does not depend on how much is read at once."""
+    """The result does not depend on how much is read at once."""
     for module in (token_files, megatron):
         monkeypatch.setattr(module, "SLICE", request.param)
 
@@ -104,7 +104,7 @@ def test_a_fraction_above_the_whole_is_refused() -> None:
 def test_labels_beside_an_array_say_what_is_learnt(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(5))
     np.save(tmp_path / "a_labels.npy", np.array([-100, 1, -100, 3, 4]))
-    np.save(tmp_path / "b_labels.npy", np.arange(2))  # the labels of nothing: an array as any other
+    np.save(tmp_path / "b_labels.npy", np.arange(2))  # labels without an array are an array as any other
     for path in (tmp_path / "a.npy", tmp_path / "a*.npy"):
         found = read(source_of("npy", path))
         assert tokens(found) == [[0, 1, 2, 3, 4]]

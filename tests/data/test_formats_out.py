@@ -1,4 +1,4 @@
-"""What is written in another format and read again is what it was."""
+"""Data that are written in another format and read again are the same."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def again(make_config: MakeConfig, original: Prepared, tmp_path: Path, source: d
 
 
 def tokens_of(parts: Any) -> tuple[list[int], list[bool]]:
-    """All tokens of samples that are cut from streams, and which are learnt."""
+    """Return all tokens of samples that are cut from streams, and their loss mask."""
     ids, loss_mask = [], []
     for one, mask in formats.slices(formats.streams_of(parts, "test")):
         ids += one.tolist()

@@ -1,4 +1,4 @@
-"""Nothing is left out without a word, and a setting that matches nothing is said."""
+"""All that is skipped is reported, and so are settings that match nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quintet.errors import UserError
 
 
 def names_of(folder: Path, kind: str) -> tuple[list[str], dict[str, list[str]]]:
-    """The files of ``folder`` that are read by a source of ``kind``, and what is passed over."""
+    """Return the files of ``folder`` that a source of ``kind`` reads, and the names that it skips."""
     from pydantic import TypeAdapter
 
     from quintet.config.sources import SourceConfig
@@ -73,9 +73,9 @@ def test_hidden_names_links_and_what_is_no_file_are_said(tmp_path: Path) -> None
 
 
 def lines_of(make_config: MakeConfig, source: dict[str, Any], **keys: Any) -> list[str]:
-    """What preparation says, without the label."""
+    """Return the lines of `prepare`, without the label."""
     prepared = prepare(make_config({"label": "L", **source}, validation=0, **keys))
-    # What packing says stands in tests/data/test_packing.py.
+    # tests/data/test_packing.py has the lines of packing.
     packed = ("do not fill a sample", "have no target")
     return [line.removeprefix("L: ") for line in prepared.notes if not any(said in line for said in packed)]
 

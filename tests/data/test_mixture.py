@@ -72,7 +72,7 @@ def test_with_weights_every_block_has_the_exact_shares(
     found = np.bincount(sources, minlength=len(counts))
     exact = BLOCK * np.array(used) / sum(used)
     assert (found >= 1).all()
-    small = np.maximum(1 - exact, 0).sum()  # what sources of less than one slot were given more than their share
+    small = np.maximum(1 - exact, 0).sum()  # what sources with less than one slot get above their share
     assert (np.abs(found - exact) < 1 + small).all()
 
 
@@ -210,7 +210,7 @@ def test_sequential_sources_are_shuffled_within_themselves_and_anew_in_every_epo
 
 @st.composite
 def staged_orders(draw_from: st.DrawFn) -> WeightedOrder:
-    """Orders of one to four stages whose starts are anywhere, also at one place."""
+    """Draw orders of one to four stages with any starts, also equal ones."""
     counts = tuple(draw_from(st.lists(st.integers(1, 3000), min_size=2, max_size=4)))
     some = st.lists(st.sampled_from([0.0, 0.01, 1.0, 2.5]), min_size=len(counts), max_size=len(counts)).filter(any)
     starts = sorted(draw_from(st.lists(st.integers(1, 2 * BLOCK + 10), max_size=3)))
@@ -300,7 +300,7 @@ def sources(*labels: str, **keys: Any) -> list[dict[str, Any]]:
 
 
 def staged(make_config: MakeConfig, steps: dict[str, Any], *untils: float) -> RunConfig:
-    """Batches of 10 samples of 8 tokens, in stages that draw from a and b in turns."""
+    """Batches of 10 samples of 8 tokens, in stages that draw from a and b in turn."""
     stages: list[dict[str, Any]] = [{"until": until, "weights": {"ab"[i % 2]: 1}} for i, until in enumerate(untils)]
     stages.append({"weights": {"a": 1, "b": 3}})
     config = make_config(*sources("a", "b"), batch=10, stages=stages)
@@ -316,7 +316,7 @@ def staged(make_config: MakeConfig, steps: dict[str, Any], *untils: float) -> Ru
         ({"tokens": 8001}, [0.5], [51]),
         ({"epochs": 2}, [0.25], [30]),  # of 2 · 600 samples
         ({"steps": 100}, [3, 70], [3, 70]),
-        ({"steps": 10}, [20], [20]),  # ahead of a run that may become longer
+        ({"steps": 10}, [20], [20]),  # after the end of a run that may become longer
     ],
 )
 def test_stages_end_at_steps_or_at_fractions_of_them_rounded_up(

@@ -1,4 +1,4 @@
-"""Samples of piano music: made from stored notes, each a function of its number."""
+"""Training samples of piano music, each a function of its number."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_pieces_are_cut_at_pauses_and_chosen_by_composer(tmp_path: Path) -> None
     rows = write_rows(tmp_path / "rows.jsonl", [both, piece(3)], ["Franz Liszt", "Haydn"])
     whole, cut = (prepared(rows, source=source, validation=0) for source in ({}, {"pauses": 4.0}))
     assert [made.stores[0].document_count for made in (whole, cut)] == [2, 3]
-    assert samples_of(whole).tokens == samples_of(cut).tokens == 180  # the part behind the pause is there, too
+    assert samples_of(whole).tokens == samples_of(cut).tokens == 180  # the part after the pause is included
     liszt = prepared(rows, source={"only_by": ["liszt"]}, validation=0)
     assert samples_of(liszt).tokens == 120
     assert liszt.stores[0].manifest.dropped == {"another_composer": 1}
@@ -270,7 +270,7 @@ def test_files_at_an_address_are_read_as_those_on_this_disk(tmp_path: Path) -> N
 
 
 def test_what_is_left_out_is_counted_under_its_reason(tmp_path: Path) -> None:
-    """Files of no notes, of one, with lyrics alone, without the track, of several pieces; and what is passed over."""
+    """Files with no note, with one, with lyrics only, without the track, with several pieces; and what is skipped."""
     events = {
         "lone": b"\0\x90\x3c\x40",
         "lyrics": b"\0\xff\5\2la",

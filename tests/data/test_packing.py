@@ -1,4 +1,4 @@
-"""How documents become samples: the worked examples of the guide, and the laws that every way of packing keeps."""
+"""Packing of documents into samples: the examples of the guide, and properties of each packing."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_behind_a_separator_alone_there_is_a_loss(tmp_path: Path) -> None:
     asked = TextParts(("a b c d e f #", "g h"), (False, True))
     keys = {"kind": "chunks", "join": False, "add_bos_eos": True}
     samples = packed(tmp_path, [asked], 5, **keys)
-    # The first chunk has nothing to learn and is left out.
+    # The first chunk has no loss and is dropped.
     assert shown(samples) == ["[ef#g]", "[h]"]
     loss_mask = [samples.sample(row).loss_mask for row in range(samples.count)]
     assert [mask.tolist() for mask in loss_mask if mask is not None] == [
@@ -225,7 +225,7 @@ def test_the_room_that_is_left_empty_is_a_part_of_all_room(tmp_path: Path) -> No
 
 def test_documents_are_packed_with_their_65536_neighbours() -> None:
     lengths = np.full((1 << 16) + 1, 5)
-    lengths[[0, -1]] = 4, 1  # what the first leaves free is not for the first one of the next block
+    lengths[[0, -1]] = 4, 1  # the room that the first leaves is not used by the first of the next block
     ends = np.cumsum(lengths)
     assert len(packing_module._best_fit(ends - lengths, ends, 5).rows) - 1 == len(lengths)
     assert len(packing_module._best_fit((ends - lengths)[1:], ends[1:], 5).rows) - 1 == len(lengths) - 1
@@ -248,7 +248,7 @@ def test_overlap_needs_room(make_config) -> None:
 
 
 def test_what_packing_leaves_out_is_counted_and_said(tmp_path: Path, command) -> None:
-    """Of twenty answers nineteen stand behind a prompt that fills the sample."""
+    """Nineteen of twenty answers follow a prompt that fills the sample."""
     rows = [{"prompt": "p" * (4 if number == 7 else 20), "answer": "yes"} for number in range(20)]
     write_jsonl(tmp_path / "rows.jsonl", rows)
     source = {"kind": "jsonl", "path": str(tmp_path / "rows.jsonl"), "document": {"kind": "answer"}}

@@ -78,8 +78,8 @@ def tokenizer(request: pytest.FixtureRequest) -> tuple[HuggingFaceTokenizer, lis
 def test_no_chunk_begins_within_a_word_where_one_begins_near(
     tokenizer: tuple[HuggingFaceTokenizer, list[str]], mark: str, tmp_path: Path
 ) -> None:
-    """By the marks of the vocabulary alone: every chunk goes on where a word begins, unless none does among the places
-    that it could go on at; then it does not go on within a character."""
+    """By the marks of the vocabulary only: each chunk begins with a word, if one begins at one of the possible places,
+    and otherwise with a character."""
     made, spelt = tokenizer
 
     added = made._library.get_added_tokens_decoder()
@@ -124,7 +124,7 @@ def bounds_of(samples: Packed) -> list[tuple[int, int]]:
 
 
 def test_no_joined_chunk_begins_within_a_word(tmp_path: Path) -> None:
-    """Also where the part that it repeats reaches back into the document before."""
+    """This also holds when the repeated part begins in the previous document."""
     made = metaspace()
     texts = ["cut tokenizers", "here tokenizers cut", "cut here tokenizers here"]
     for overlap in (0, 1, 2):

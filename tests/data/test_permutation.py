@@ -32,7 +32,7 @@ def test_the_round_function_gives_the_published_numbers_of_splitmix64() -> None:
     ],
 )
 def test_an_order_that_a_run_began_with_is_the_one_with_which_it_goes_on(size: int, first: list[int]) -> None:
-    """Another version has to draw the same samples, so these numbers never change."""
+    """Each version has to draw the same samples, so these numbers never change."""
     assert Permutation(size, 5)(np.arange(4)).tolist() == first
 
 
@@ -139,7 +139,7 @@ def chi_squared(left: np.ndarray, right: np.ndarray, kinds: int) -> tuple[float,
 
 
 def deviations(size: int, seeds: range) -> dict[str, float]:
-    """How far the mixing of permutations of ``size`` is from chance, in standard deviations of chi-square."""
+    """Return how far the mixing of permutations of ``size`` is from chance, in standard deviations of chi-square."""
     kinds, found = 16 if size > 1 << 14 else 4, dict[str, list[tuple[float, int]]]()
     places = np.arange(size)
     for seed in seeds:

@@ -123,7 +123,7 @@ if __name__ == "__main__":
 
 
 def written(file: Path) -> tuple[int, int, int]:
-    """What changes when a file is written again, and not when it is read: which one it is, since when, how long."""
+    """Return the facts that change when a file is written again, and not when it is read: inode, time, size."""
     facts = file.stat()
     return facts.st_ino, facts.st_mtime_ns, facts.st_size
 
@@ -144,7 +144,7 @@ def test_a_killed_preparation_continues_without_redoing_what_was_finished(
     assert done.returncode == -signal.SIGKILL
     children = [int(pid) for pid in (tmp_path / "children").read_text().split()]
     assert len(children) == (processes if processes > 1 else 0)
-    wait_until(lambda: not any(map(running, children)))  # no worker outlives the process that it worked for
+    wait_until(lambda: not any(map(running, children)))  # no worker outlives its parent
 
     (store,) = (tmp_path / "cache" / "stores").iterdir()
     assert not (store / "manifest.json").exists()
@@ -162,7 +162,7 @@ def test_a_killed_preparation_continues_without_redoing_what_was_finished(
 
 
 def running(pid: int) -> bool:
-    """Whether the process is there and not merely waiting to be collected."""
+    """Return True if the process exists and is no zombie."""
     status = Path(f"/proc/{pid}/stat")
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 

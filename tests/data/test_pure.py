@@ -1,4 +1,4 @@
-"""A token store follows from the run file and the content of the files alone."""
+"""A token store depends only on the run file and the content of the files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ RUN = {
 
 
 def write_corpus(folder: Path, *, backwards: bool) -> None:
-    """The same files with the same times, written in this order or the other."""
+    """Write the same files with the same times, in one order or the other."""
     words = [f"word{number * number % 97}" for number in range(4000)]
     files = {f"texts/{name}.txt": " ".join(words[at * 200 : at * 200 + 300]) for at, name in enumerate("aBçÄzé_Z1")}
     talk = [{"role": "user", "content": "naïve?"}, {"role": "assistant", "content": "ja ß"}]
@@ -57,7 +57,7 @@ def write_corpus(folder: Path, *, backwards: bool) -> None:
 
 
 def prepared_files(folder: Path, **environment: str) -> dict[str, bytes]:
-    """All files that a process makes which prepares the run in ``folder``."""
+    """Return all files that a process makes when it prepares the run in ``folder``."""
     code = (
         "import json, pathlib; from quintet.config.schema import RunConfig; from quintet.data.prepare import prepare; "
         "found = prepare(RunConfig.model_validate(json.loads(pathlib.Path('run.json').read_bytes()))); "
@@ -114,7 +114,7 @@ def test_a_template_that_asks_for_the_date_is_told_that_of_the_run(dated: Huggin
     assert "".join(Conversations(None, dated, "2024-07-26").document(talk).texts) == "26 Jul 2024 00:00|user: a"
     with pytest.raises(UserError, match=r"asks for the date \(strftime_now\); set `document.date`, such as 2024-07-26"):
         Conversations(None, dated).document(talk)
-    # A conversation of today is one of today.
+    # Without a date, the template gets today's.
     before, text, after = datetime.now(), ChatFormat(dated, ASKS).render(talk), datetime.now()
     assert text.split("|")[0] in {one.strftime("%d %b %Y %H:%M") for one in (before, after)}
 
@@ -137,7 +137,7 @@ def test_what_is_no_day_is_refused(date: str) -> None:
 
 @pytest.fixture
 def other_version(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Let a library say that it is of another version."""
+    """Make a library appear to be of another version."""
     told = importlib.metadata.version
 
     def other(library: str) -> None:
@@ -194,7 +194,7 @@ def test_a_store_that_another_version_of_a_library_made_is_made_anew(
         again = prepare(config)
         assert again.stores[0].manifest.key != made.stores[0].manifest.key
         assert again.stores[0].manifest.made_with[library] == again.libraries[library] == "99.0"
-        # Its ids have the fingerprint of the first, so that a run on the first goes on with them.
+        # Its ids have the fingerprint of the first, so that a run on the first can be continued with them.
         assert again.fingerprint == made.fingerprint
 
 
@@ -207,7 +207,7 @@ def test_a_store_names_the_libraries_of_every_kind_of_part(monkeypatch: pytest.M
     before = library_versions()
     assert named <= before.keys()
     assert before.keys() & {"pytest", "ruff"} == set()
-    monkeypatch.setattr(TextReader, "read_by", ("pytest",))  # as a part of one's own names its libraries
+    monkeypatch.setattr(TextReader, "read_by", ("pytest",))  # as a user's own part names its libraries
     monkeypatch.setattr(ByteTokenizer, "libraries", ("ruff", "is-not-installed"), raising=False)
     added = {name: importlib.metadata.version(name) for name in ("pytest", "ruff")}
     assert library_versions() == before | added
@@ -239,7 +239,7 @@ def test_stores_of_earlier_versions_are_found(tmp_path: Path, make_config: Calla
 
 
 def _write_rows(source: str) -> None:
-    """What the sources name that are no text."""
+    """Write the files of sources that are no text."""
     texts = [f"{number} and some more words" for number in range(300)]
     if source == "jsonl":
         write_jsonl(Path("talks/a.jsonl"), ({"plain": text} for text in texts))

@@ -42,7 +42,7 @@ def test_labels_of_the_value_that_is_named_have_no_loss(pairs: list[tuple[int, b
     document = TokenField(kind="tokens", ignore_index=ignored)
     found = ids_of({"input_ids": [one for one, _ in pairs], "labels": labels}, document, lambda: "here")
     assert found.loss_mask is not None
-    # An id that is the value itself has no loss wherever it stands: the labels cannot say otherwise.
+    # An id equal to the value never has a loss: labels cannot express one.
     assert found.loss_mask.tolist() == [kept and one != ignored for one, kept in pairs]
 
 
@@ -95,7 +95,7 @@ def test_the_last_position_of_a_sample_can_be_without_a_loss(
     rows = (count - 1) // length
     assert np.array_equal(within.inputs, ids[: rows * length].reshape(rows, length))
     assert np.array_equal(across.inputs, within.inputs)
-    # A model that shifts the labels of a window by itself has length - 1 targets of it.
+    # A model that shifts the labels of a window itself has length - 1 targets in it.
     shifted = np.where(within.inputs % 2, within.inputs, IGNORED)[:, 1:] if masked else within.inputs[:, 1:]
     assert np.array_equal(within.targets, np.pad(shifted, ((0, 0), (0, 1)), constant_values=IGNORED))
     assert np.array_equal(across.targets[:, :-1], shifted)
@@ -158,7 +158,7 @@ def test_a_number_of_tokens_is_held_out_of_few_long_documents(
 
 @pytest.mark.parametrize("count", [9, 500])
 def test_a_number_of_tokens_is_held_out_of_tatm(count: int, tmp_path: Path, make_config: MakeConfig) -> None:
-    """Tokenised with T5, whose documents end with 1; the ids are taken as they are, with that one for an end."""
+    """Tokenised with T5, whose documents end with 1; the ids are used as they are, with 1 as the end id."""
     files = [np.append(np.random.default_rng(seed).integers(2, 99, 350), 1) for seed in range(2)]
     for index, ids in enumerate(files):
         (tmp_path / f"tok_{index}.bin").write_bytes(ids.astype(np.uint16).tobytes())

@@ -1,4 +1,4 @@
-"""What of a row is a document: texts, ready tokens and conversations of every format of rows."""
+"""Documents from rows: texts, token ids and conversations in each format of rows."""
 
 from __future__ import annotations
 

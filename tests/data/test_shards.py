@@ -1,4 +1,4 @@
-"""What every kind of document becomes in a store: its tokens, its end, what of it is learnt."""
+"""Each kind of document in a store: its tokens, its end, its loss mask."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ END = TOKENIZER.end_id
 
 
 class WorkUnit:
-    """Documents that the test made, in place of a part of a source."""
+    """Documents of the test, in place of a part of a source."""
 
     size, location = 1, "the unit"
 

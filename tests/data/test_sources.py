@@ -31,7 +31,7 @@ def texts_of(source: SourceConfig) -> list[str]:
 
 
 def read_all(source: SourceConfig) -> tuple[list[str], list[str]]:
-    """All documents, and the files that were left out."""
+    """Return all documents, and the files that were skipped."""
     units, left_out = reader_of(source).index(WHERE).units()
     report = Report(left_out)
     return [text for unit in units for text in unit.documents(report)], left_out
@@ -104,7 +104,7 @@ def test_files_of_a_folder_that_are_no_text_are_left_out_and_named(
     binary = corpus / "image.bin"
     binary.write_bytes(content)
     assert read_all(text(corpus)) == (["A", "B", "C"], [str(binary)])
-    # A file that is large enough to be cut is left out as a whole, although its beginning is text.
+    # A file that is large enough to be cut is skipped as a whole, although its beginning is text.
     monkeypatch.setattr(base, "UNIT_BYTES", 2)
     assert read_all(text(corpus, "\n")) == (["A", "B", "C"], [str(binary)])
 

@@ -115,7 +115,7 @@ def test_nothing_held_out_leaves_all_in_one_interval() -> None:
 
 @dataclass(frozen=True)
 class Masked(Documents):
-    """Of these, every third token has a loss, and every fifth stands in a prompt; ``none`` says that all have one."""
+    """Every third token has a loss, and every fifth is in a prompt; with ``none`` all have a loss."""
 
     none: bool = False
 

@@ -177,7 +177,7 @@ ARRAYS = ["tokens", "ends", "hashes", "learnt", "minhash"]
 
 
 def masked_store(folder: Path) -> TokenStore:
-    """A store of two shards with all arrays that there are, and a document that is not to be used."""
+    """A store of two shards with all kinds of arrays, and a document that is not to be used."""
     rows = [{"prompt": f"{word} " * 9, "answer": "the same few words as an answer"} for word in ("one", "two")]
     for name in "ab":
         write_jsonl(folder / f"{name}.jsonl", rows)
@@ -202,7 +202,7 @@ def test_prompts_are_told_as_bool_wherever_reading_begins(tmp_path: Path) -> Non
 
 
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Have the store's manifest say something else, without a checksum of itself, as earlier versions wrote it."""
+    """Change the store's manifest, and remove its checksum, as in earlier versions."""
     content = json.loads((folder / "manifest.json").read_text())
     del content["checksum"]
     change(content)
@@ -210,7 +210,7 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
 
 
 def flip(file: Path, place: int, bit: int = 0) -> None:
-    """Change one bit of ``file``, and neither its size nor its inode."""
+    """Change one bit of ``file``, but neither its size nor its inode."""
     with file.open("r+b") as out:
         out.seek(place)
         [byte] = out.read(1)
@@ -223,7 +223,7 @@ def test_a_file_whose_bytes_changed_is_refused(tmp_path: Path, old: bool) -> Non
     store = masked_store(tmp_path)
     files = sorted(store.folder.glob("*.npy"))
     assert {file.name.split(".")[1] for file in files} == {*ARRAYS, "npy"}  # the last is dropped.npy
-    if old:  # a store of an earlier version has one digest of a shard, which the hashes are no part of
+    if old:  # a store of an earlier version has one digest per shard, which does not include the hashes
         edit_manifest(store.folder, lambda content: [shard.pop("checksums") for shard in content["shards"]])
         files = [file for file in files if file.name.split(".")[1] not in ("hashes", "minhash")]
     for file in files:
@@ -282,7 +282,7 @@ def test_damage_that_leaves_the_time_is_found_by_verifying(
     facts = file.stat()
     flip(file, 140)
     os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    assert command("prepare", "run.yaml")[0] == 0  # as a disk that rots: nobody can see it without reading all of it
+    assert command("prepare", "run.yaml")[0] == 0  # as on a failing disk: only reading the file shows it
     code, _, error = command("prepare", "run.yaml", "--verify")
     assert code == 2
     assert error.startswith("error: ")
@@ -290,7 +290,7 @@ def test_damage_that_leaves_the_time_is_found_by_verifying(
 
 
 def test_an_id_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
-    """Also in a store whose writer took it for right."""
+    """This holds even if the checksums match."""
     store = make_store(tmp_path, DOCUMENTS)
     file, place = spoil(store, 1, 7)
     checksum = zlib.crc32(file.read_bytes()[128:])
@@ -313,7 +313,7 @@ def test_an_id_that_spoils_after_the_store_was_opened_is_named_where_it_is_read(
 
 
 def spoil(store: TokenStore, shard: int, index: int) -> tuple[Path, int]:
-    """Make token ``index`` of a shard the id 513; its file, and its place in the store."""
+    """Set token ``index`` of a shard to 513, and return its file and its place in the store."""
     file = array_file(store.folder, store.manifest.shards[shard].name, "tokens")
     with file.open("r+b") as out:
         out.seek(128 + 2 * index)
@@ -322,7 +322,7 @@ def spoil(store: TokenStore, shard: int, index: int) -> tuple[Path, int]:
 
 
 def test_what_a_manifest_newly_says_is_compared_with_files_that_were_found_whole(tmp_path: Path) -> None:
-    """Though neither size nor time nor inode of theirs changed."""
+    """Neither size nor time nor inode of the files changed."""
     store = make_store(tmp_path, DOCUMENTS)
     TokenStore.open(store.folder)
     edit_manifest(store.folder, lambda content: content["shards"][0]["checksums"].update(tokens=1))
@@ -338,7 +338,7 @@ def test_a_note_that_was_cut_short_or_cannot_be_written_costs_only_time(tmp_path
         note.write_text(content)
         TokenStore.open(store.folder)
     (tmp_path / "file").write_text("no folder")
-    for home in (str(tmp_path / "file"), "~"):  # the last as for a user whom the system does not know
+    for home in (str(tmp_path / "file"), "~"):  # the second as for a user without a home
         monkeypatch.setenv("HOME", home)
         TokenStore.open(store.folder)
         forget_all()
@@ -393,7 +393,7 @@ def test_more_shards_than_files_may_be_open_can_be_read(tmp_path: Path) -> None:
 def test_counts_beyond_32_bits_do_not_wrap(tmp_path: Path) -> None:
     store = make_store(tmp_path, DOCUMENTS, shards=1)
     shard = store.manifest.shards[0]
-    # The small shard once more, behind five that claim a billion and a half tokens each and are never read.
+    # The small shard once more, after five that claim a billion and a half tokens each and are never read.
     claimed = replace(shard, tokens=1_500_000_000)
     manifest = replace(store.manifest, shards=(*[claimed] * 5, shard))
     large = TokenStore(store.folder, manifest)

@@ -94,7 +94,7 @@ def save_source(folder: Path, kind: str = "bytes", **settings: Any) -> Path:
         library = tokenizers.Tokenizer(models.BPE(BYTE_OF, []))
         library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         library.decoder = decoders.ByteLevel()
-    else:  # as Llama 2: a space before every part, single bytes for what is not in the vocabulary
+    else:  # as Llama 2: a space before each part, single bytes for unknown characters
         pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghINST[]/"]
         vocabulary = {piece: index for index, piece in enumerate(pieces)}
         library = tokenizers.Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
@@ -212,7 +212,7 @@ BEFORE_ANSWERS = {  # and what each tokenizer writes before an answer
     "listing": (LISTING, "", ""),
     "plain": (PLAIN, "", ""),
     "roles": (ROLES, "assistant: \n ", "assistant: \n "),
-    "asking": (ASKING, "", ""),  # refuses to ask for an answer that is there
+    "asking": (ASKING, "", ""),  # refuses to ask for an answer that follows
     "after a token": (
         "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}",
         "",
@@ -231,7 +231,7 @@ def test_what_template_or_tokenizer_puts_before_an_answer_is_no_part_of_it(tmp_p
 
 
 def test_where_texts_begin_and_end_by_the_names_that_a_tokenizer_has(tmp_path: Path) -> None:
-    """Begin, before, stop_ids, stops, preceding: of a run, of one with ids around samples, of a checkpoint."""
+    """Check begin, before, stop_ids, stops and preceding of a run, of one with ids around samples, of a checkpoint."""
     named = of(save_source(tmp_path / "named"))
     bos, eos = (named.special_tokens[one] for one in ("<s>", "</s>"))
     expected: list[tuple[Tokenizer, list[tuple[Any, ...]]]] = [

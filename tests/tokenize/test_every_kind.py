@@ -1,4 +1,4 @@
-"""What holds for every tokenizer, whatever its kind."""
+"""Properties of each kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def tokenizer(request, built, tmp_path_factory: pytest.TempPathFactory, monkeypa
 
 
 def writable(tokenizer: Tokenizer, text: str) -> str:
-    """``text`` without what a character tokenizer has never seen."""
+    """Return ``text`` without characters that a character tokenizer does not know."""
     return "".join(c for c in text if c in CHARACTERS) if tokenizer.vocab_size == len(CHARACTERS) + 1 else text
 
 
@@ -77,7 +77,7 @@ def test_the_round_trip_is_lossless(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert all(0 <= token < tokenizer.vocab_size for token in ids)
-    assert tokenizer.end_id not in ids  # not even when the text spells it
+    assert tokenizer.end_id not in ids  # not even if the text contains its name
 
 
 @quick

@@ -1,4 +1,4 @@
-"""What of a `tokenizer.json` counts, which token ends a document, and what each id writes."""
+"""The rules of a `tokenizer.json` that are used, the token that ends a document, and the bytes of each id."""
 
 from __future__ import annotations
 

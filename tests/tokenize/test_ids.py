@@ -1,4 +1,4 @@
-"""Data without a text: ids as numbers, no bytes behind them, and every command on them."""
+"""Data without a text: ids written as numbers, without bytes, in each command."""
 
 from __future__ import annotations
 

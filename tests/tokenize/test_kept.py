@@ -1,4 +1,4 @@
-"""What is kept on disk: trained tokenizers in the cache, the files that tiktoken reads."""
+"""Files on disk: trained tokenizers in the cache, and the files that tiktoken reads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_two_that_train_the_same_at_once_leave_one_folder(tmp_path: Path) -> Non
     config = BPETokenizerConfig(vocab_size=280)
 
     def texts() -> list[str]:
-        """While the first reads its texts, a second begins and finishes."""
+        """While the first process reads its texts, a second one starts and finishes."""
         build_tokenizer(config, lambda: TEXTS, "corpus", tmp_path)
         return TEXTS
 

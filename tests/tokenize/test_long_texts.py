@@ -16,7 +16,7 @@ from quintet.config.tokenizer import BPETokenizerConfig, HuggingFaceTokenizerCon
 from quintet.errors import UserError
 from quintet.tokenize import Tokenizer, base, build_tokenizer
 
-# Words and what may stand beside them: white space of every kind, contractions, digits, marks, foreign letters.
+# Words and what may be next to them: all kinds of white space, contractions, digits, marks, foreign letters.
 PARTS = ["a", "the", "Is", "don't", "'s", " ", "  ", "\n", "\r\n", "\t", "12", "3456", ".", "!?", "/", "é", "e\u0301"]
 PARTS += ["\u0308", "東京", "😀", "\u00a0", "\u2003", "<|endoftext|>", "²", "ß", "Ǆ"]
 TEXTS = st.lists(st.sampled_from(PARTS), max_size=60).map("".join)

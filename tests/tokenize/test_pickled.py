@@ -1,4 +1,4 @@
-"""Pickled tokenizers: read, and nothing else that a pickle may hold."""
+"""Pickled tokenizers are read, and nothing else in a pickle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers")
 
 
 class Harmful:
-    """What a hostile pickle does: a call when it is read."""
+    """A hostile pickle: reading it calls a function."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self._call = (function, arguments)

@@ -1,4 +1,4 @@
-"""tiktoken's and Hugging Face's tokenizers, against those libraries."""
+"""tiktoken's and Hugging Face's tokenizers, compared with their libraries."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_ids_are_those_of_transformers(shared: Path, shared_tokenizer: Any, name
         assert ids == theirs.encode(text, add_special_tokens=False)
         if ours.lossless:
             assert ours.decode(ids) == text
-        # A missing or an added space apart, the bytes of the ids are those of the decoded text.
+        # Apart from a missing or added space, the bytes of the ids are those of the decoded text.
         assert abs(int(ours.bytes_per_token()[ids].sum()) - len(ours.decode(ids).encode())) <= 1
 
 

@@ -72,7 +72,7 @@ SPELLED = st.lists(st.sampled_from(["a", "b", "<", ">", *SPECIAL]), min_size=1, 
 def test_a_stop_string_is_found_with_special_tokens_and_without_them(
     steps: list[tuple[str, str]], stops: list[str]
 ) -> None:
-    """Each way to read the text is searched by itself; the one that ends first, in characters, ends the text."""
+    """Search each reading of the text by itself; the stop string that ends first, in characters, ends the text."""
     written = [
         (character, seen)
         for piece, token in steps

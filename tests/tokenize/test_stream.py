@@ -1,4 +1,4 @@
-"""Decoding while ids arrive, for ids that no text would give."""
+"""Decoding of ids that come one by one, also ids that no text has."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def streamed(stream: TextStream, ids: list[int]) -> str:
     return "".join([*map(stream.push, ids), stream.finish()])
 
 
-# The first 300 ids hold the byte tokens of every kind; an id beyond the vocabulary is a padded row of an embedding.
+# The first 300 ids have the byte tokens of each kind; an id beyond the vocabulary is a padded row of an embedding.
 IDS = st.lists(st.integers(0, 299) | st.integers(0, 60_000), max_size=30)
 
 
@@ -41,7 +41,7 @@ def test_a_stream_writes_what_decode_writes(tokenizer: Tokenizer, ids: list[int]
 def test_a_continuing_stream_writes_what_decode_appends(
     tokenizer: Tokenizer, before: list[int], after: list[int]
 ) -> None:
-    before = [*before, *tokenizer.encode("x")]  # a whole character stands before, so no bytes join across the seam
+    before = [*before, *tokenizer.encode("x")]  # a complete character comes first, so no bytes join across the border
     whole = tokenizer.decode(before + after)
     assert whole == tokenizer.decode(before) + streamed(TextStream(tokenizer, continues=True), after)
 

@@ -1,4 +1,4 @@
-"""Tokenizers that are made from the sources."""
+"""Tokenizers that are trained on the sources."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_training_is_deterministic_and_its_result_is_kept(tmp_path: Path) -> Non
 def test_the_vocabulary_has_the_size_asked_for_or_what_the_corpus_gives(tmp_path: Path) -> None:
     assert bpe(tmp_path, vocab_size=270).vocab_size == 270
     poor = bpe(tmp_path, ["ab ab ab"], vocab_size=4000)
-    assert 257 < poor.vocab_size < 270  # 256 bytes, the end, and the few pairs there are
+    assert 257 < poor.vocab_size < 270  # 256 bytes, the end, and a few pairs
     assert poor.decode(poor.encode("ab ab")) == "ab ab"
 
 

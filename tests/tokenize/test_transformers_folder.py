@@ -1,4 +1,4 @@
-"""Every tokenizer as AutoTokenizer loads it: the same ids, the same texts."""
+"""Each tokenizer as AutoTokenizer loads it: the same ids, the same texts."""
 
 from __future__ import annotations
 
