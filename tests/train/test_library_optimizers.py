@@ -329,11 +329,11 @@ def test_each_class_steps_sharded_weights_as_whole_ones_or_is_refused(
             assert torch.equal(one, other.full_tensor()), name  # pyright: ignore[reportAttributeAccessIssue]
         taken.append(name)
     assert {"Lion", "AdaBelief"} <= set(taken)
-    assert taken == [name for name in fit if name in library_optimizers._BY_ITSELF.split()]
+    assert taken == [name for name in fit if name in library_optimizers._ELEMENTWISE.split()]
 
 
 def test_what_may_be_sharded_treats_each_number_by_itself(library: ModuleType) -> None:
-    for name in library_optimizers._BY_ITSELF.split():
+    for name in library_optimizers._ELEMENTWISE.split():
         draw = torch.Generator().manual_seed(0)
         whole = nn.Parameter(torch.randn(8, 6, generator=draw))
         halves = [nn.Parameter(half.flatten()) for half in whole.detach().clone().chunk(2)]

@@ -51,6 +51,11 @@ def on_gradient(values: Tensor, call: Callable[[], object]) -> None:
     values.register_hook(hook)
 
 
+def replace_gradient(values: Tensor, call: Callable[[Tensor], Tensor]) -> None:
+    """Replace the gradient of ``values``, of any shape and dtype, by the result of ``call``."""
+    values.register_hook(call)
+
+
 def vector_norm(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the Euclidean norm of floats ``values`` [..., width] over the last dimension, in ``dtype``: [..., 1].
 

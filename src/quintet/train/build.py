@@ -1,4 +1,4 @@
-"""Model, optimizer and engine of a run, built on one device or spread over several processes."""
+"""Model, optimizer and engine of a run, on one device or over several processes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ from quintet.train.weights import first_weights
 
 @dataclass(frozen=True)
 class Built:
-    """An engine with its parts.
+    """An engine and its parts.
 
-    ``parameters`` counts those of the whole model and those that are trained, ``shape`` is this process's part of a
-    batch, and ``loss_module`` the LossModule in the wrapper that spreads it.
+    ``loss_module`` is the LossModule, inside DDP's wrapper if there is one. ``shape`` is this process's part of a
+    batch. ``parameters`` are the numbers of all parameters and of trainable ones.
     """
 
     model: Model
@@ -65,14 +65,14 @@ def build_engine(
     compute: Compute,
     weights: dict[str, Tensor] | None = None,
 ) -> Built:
-    """The engine of ``config`` in this process; its model starts from ``weights`` if they are given.
+    """Build the engine of ``config`` in this process; the model starts from ``weights`` if they are given.
 
-    They are fp32, by the names and in the shapes of the model's parameters. Raises UserError for what cannot be spread
-    or compiled as the run file says.
+    ``weights`` are fp32, by name and in the shapes of the model's parameters. Raises UserError if the model cannot be
+    spread or compiled as the run file says.
     """
     environment = Environment(world_size(), local_world_size(), device_memory(compute.device, local_world_size()))
     shape = share_of_batch(config.batch, environment.processes)
-    # Laid out first, so that weights which are to be sharded are not there as a whole in every process.
+    # On the meta device first: no process needs memory for all weights if they will be sharded.
     model = build_run_model(config, tokenizer, meta=True)
     counts = counts_of(model)
     strategy = choose_strategy(config.parallel, environment, state_bytes_of(config, model))
@@ -89,14 +89,14 @@ def build_engine(
     checkpoint_activations(model.blocks, config.train.activation_checkpointing)
     if compute.compile:
         _compile_blocks(model, compute)
-    unspread = _Unspread(config, tokenizer, weights, compute, environment, strategy, shape, model)
-    loss_module, engine = STRATEGIES[strategy.kind](unspread, LossModule(model, objective))
+    parts = _Parts(config, tokenizer, weights, compute, environment, strategy, shape, model)
+    loss_module, engine = STRATEGIES[strategy.kind](parts, LossModule(model, objective))
     return Built(model, loss_module, engine.optimizer, engine.scaler, engine, strategy, shape, counts)
 
 
 @dataclass(frozen=True)
-class _Unspread:
-    """A model before it is spread over the processes, and all that its engine is built from."""
+class _Parts:
+    """What an engine is built from, with the model before it is spread over the processes."""
 
     config: RunConfig
     tokenizer: Tokenizer
@@ -109,67 +109,69 @@ class _Unspread:
 
 
 Spread = tuple[nn.Module, Engine]
-"""The LossModule in the wrapper that spreads it, and its engine."""
+"""The LossModule, inside the wrapper that spreads it if there is one, and its engine."""
 
 
-def _whole(unspread: _Unspread, loss_module: nn.Module) -> Spread:
-    config, compute = unspread.config, unspread.compute
-    optimizer = build_optimizer(config.optimizer, unspread.model)
+def _torch_engine(parts: _Parts, loss_module: nn.Module) -> Spread:
+    config, compute = parts.config, parts.compute
+    optimizer = build_optimizer(config.optimizer, parts.model)
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.precision == "fp16")
-    engine = TorchEngine(loss_module, unspread.model, optimizer, scaler, config, unspread.shape, compute)
+    engine = TorchEngine(loss_module, parts.model, optimizer, scaler, config, parts.shape, compute)
     return loss_module, engine
 
 
-def _replicated(unspread: _Unspread, loss_module: LossModule) -> Spread:
-    assert isinstance(unspread.strategy.config, DDPConfig)
+def _replicated(parts: _Parts, loss_module: LossModule) -> Spread:
+    assert isinstance(parts.strategy.config, DDPConfig)
     if world_size() == 1:
-        return _whole(unspread, loss_module)
-    return _whole(unspread, replicate(loss_module, unspread.strategy.config, unspread.compute))
+        return _torch_engine(parts, loss_module)
+    return _torch_engine(parts, replicate(loss_module, parts.strategy.config, parts.compute))
 
 
-def _sharded(unspread: _Unspread, loss_module: LossModule) -> Spread:
-    config, compute, model = unspread.config, unspread.compute, unspread.model
-    mesh_of = mesh_shape(unspread.strategy, unspread.environment)
+def _sharded(parts: _Parts, loss_module: LossModule) -> Spread:
+    config, compute, model = parts.config, parts.compute, parts.model
+    mesh_of = mesh_shape(parts.strategy, parts.environment)
     mesh = make_mesh(mesh_of, compute.device.type, timeout(config))
-    home = torch.device("cpu") if getattr(unspread.strategy.config, "offload", False) else compute.device
+    home = torch.device("cpu") if getattr(parts.strategy.config, "offload", False) else compute.device
     library = isinstance(model, PretrainedModel)
-    values = first_weights(config, unspread.tokenizer, model, unspread.weights)
-    shard(loss_module, unspread.strategy, mesh, compute)
+    values = first_weights(config, parts.tokenizer, model, parts.weights)
+    shard(loss_module, parts.strategy, mesh, compute)
     load_sharded(model, values, home, from_rank0=library)
-    return _whole(unspread, loss_module)
+    return _torch_engine(parts, loss_module)
 
 
-def _in_deepspeed(unspread: _Unspread, loss_module: LossModule) -> Spread:
+def _in_deepspeed(parts: _Parts, loss_module: LossModule) -> Spread:
     from quintet.train.integrations.deepspeed import start_deepspeed
 
-    engine = start_deepspeed(loss_module, unspread.model, unspread.config, unspread.shape, unspread.compute)
+    engine = start_deepspeed(loss_module, parts.model, parts.config, parts.shape, parts.compute)
     return loss_module, engine
 
 
-STRATEGIES: dict[str, Callable[[_Unspread, LossModule], Spread]] = {
-    "none": _whole,
+STRATEGIES: dict[str, Callable[[_Parts, LossModule], Spread]] = {
+    "none": _torch_engine,
     "ddp": _replicated,
     "fsdp": _sharded,
     "hsdp": _sharded,
     "deepspeed": _in_deepspeed,
 }
-"""For each kind of `parallel`, what spreads the model. There is none for auto, because `choose_strategy` replaces
-it."""
+"""The function of each kind of `parallel` that spreads the model and builds its engine. `choose_strategy` replaces auto
+by one of these."""
 
 
 def _compile_blocks(model: Model, compute: Compute) -> None:
-    """Compile block by block: half the time of compiling the whole, and one kernel serves all layers."""
+    """Compile each block by itself: this takes half the time of compiling the model, and all layers share a kernel."""
     check_compiler(compute.device)
-    # DDP would have each block cut where a bucket of gradients ends, so that sending begins within the backward pass of
-    # a compiled graph; blocks are smaller than that.
+    # DDP would split each block where a bucket of gradients ends, to start sending within the backward pass of a
+    # compiled graph. Blocks are smaller than buckets.
     torch._dynamo.config.optimize_ddp = False  # pyright: ignore[reportPrivateUsage]
     for block in model.blocks:
         block.compile()  # pyright: ignore[reportUnknownMemberType]  (open in PyTorch)
 
 
 def load_training(path: Path, engine: Engine) -> None:
-    """Load weights and optimizer state of the checkpoint at ``path`` into ``engine``, however they are spread over
-    processes now and were when it was written."""
+    """Load weights and optimizer state of the checkpoint at ``path`` into ``engine``.
+
+    The number of processes and the kind of sharding may differ from those that wrote it.
+    """
     state = engine.state()
     read_state(path, state, together=dist.is_initialized())
     engine.set_state(state)

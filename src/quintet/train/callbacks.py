@@ -1,4 +1,4 @@
-"""The work after each step: metrics, validations, samples and checkpoints when they are due, and the run's end."""
+"""The work after each step: metrics, validations, samples and checkpoints, and the end of a run by a signal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from quintet.train.validation import ValidationResult
 
 
 class Callbacks:
-    """Does what is due after each step of ``run``, whoever took it: metrics, validation, samples and checkpoints."""
+    """Logs, validates, writes samples and saves when it is due after a step of ``run``, under any trainer."""
 
     def __init__(self, run: Run, stop_signal: StopSignal) -> None:
         self.run, self._stop_signal = run, stop_signal
@@ -37,29 +37,29 @@ class Callbacks:
         self.rank_sync = RankSync(lambda: stop_signal.signal, self._overdue)
 
     def add(self, step: int, rate: float, loss: Tensor, norm: Tensor, skipped: Tensor) -> None:
-        """Note what ``step`` measured, fp32 scalars on the device, as ``MetricsBuffer.add`` does."""
+        """Record the figures of ``step``, fp32 scalars on the device (see `MetricsBuffer.add`)."""
         self._buffer.add(step, rate, loss, norm, skipped, self.run.config.batch.tokens)
 
     def add_without_target(self) -> None:
-        """Note a step whose batch has no valid target."""
+        """Record a step whose batch has no valid target."""
         self._buffer.add_without_target()
 
     def end(self, step: int) -> bool:
-        """Do what is due after ``step``; returns True if it is the last, by its number or because of a signal.
+        """Do the work after ``step``; return True at the end of the run, after a signal and after a rollback.
 
-        With a spike of the loss (`train.on_spike`) the run goes back to its last checkpoint, and nothing else is done;
-        then too it returns True, and unless there is a signal ``rolled_back`` is True: the steps from there on follow.
+        After a loss spike (`train.on_spike`) the run goes back to its last checkpoint, and no other work is done.
+        Unless there was a signal, ``rolled_back`` is then True and the steps after that checkpoint are to be taken.
 
-        Raises UserError when a checkpoint cannot be written, and what a validation raises.
+        Raises UserError if a checkpoint cannot be written, and the errors of a validation.
         """
         run = self.run
         run.progress = replace(run.progress, step=step, tokens=run.progress.tokens + run.config.batch.tokens)
         stopped = self.rank_sync.signal is not None
-        if stopped:  # what reached one process holds for all
+        if stopped:  # a signal that reached one process stops all
             self._stop_signal.signal = self.rank_sync.signal
         last = step == run.steps or stopped
         due = due_after(run, step)
-        # A run that is stopped keeps what it has, whatever it keeps at its end.
+        # A stopped run always saves a checkpoint, whatever `checkpoint` says.
         saving = stopped or run.intervals.saves(step) or self.rank_sync.overdue
         if last or due or saving or run.intervals.logs(step):
             spike = log_metrics(run, self._buffer)
@@ -69,11 +69,11 @@ class Callbacks:
                 self.rolled_back = not stopped
                 return True
         run.progress = replace(run.progress, due=due)
-        if (saving or due) and run.scaler.is_enabled():  # reading it waits for the device
+        if (saving or due) and run.scaler.is_enabled():  # reading its state waits for the device
             run.progress = replace(run.progress, scaler=run.scaler.state_dict())
-        if saving:  # before what may fail or take an hour
+        if saving:  # before measurements, which may fail or take an hour
             run.checkpointer.save(run.progress, run.engine.state())
-        # Who stops a run does not wait for a validation; it is made when the run continues.
+        # A stopped run does not wait for its measurements; they are made when it continues.
         if due and not (stopped and step < run.steps):
             self.validation = measure_due(run) or self.validation
         if due or saving:
@@ -85,15 +85,15 @@ class Callbacks:
         return seconds is not None and monotonic() - self.run.checkpointer.saved_at >= seconds
 
 
-# A signal may reach the processes before different steps, and they may get different ones: the first of these counts.
+# Processes may get a signal before different steps, or different signals: the first in this order counts.
 SIGNALS = tuple(map(int, STOP_SIGNALS))
 
 
 class RankSync:
-    """Makes all processes decide alike.
+    """Lets all processes take the same decisions after a step.
 
-    With each batch, one step ahead so that none waits, every process tells the others how many targets its part has and
-    which signal it got; rank 0 also tells them if a checkpoint is overdue.
+    With each batch every process sends the others its number of valid targets and the signal that it got, and rank 0
+    sends whether a checkpoint is overdue. This happens one step ahead, so that no process waits.
     """
 
     def __init__(self, asked: Callable[[], int | None], overdue: Callable[[], bool]) -> None:
@@ -103,68 +103,70 @@ class RankSync:
 
     @property
     def signal(self) -> int | None:
-        """The signal because of which the run stops after the current step."""
+        """The signal that stops the run after the current step, None if there is none."""
         return self._asked() if world_size() == 1 else self._signal
 
     @property
     def overdue(self) -> bool:
-        """True if so much time has passed that the current step ends with a checkpoint."""
+        """True if a checkpoint is due after the current step because of the time that has passed."""
         return self._overdue() if world_size() == 1 else self._saving
 
     def over(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """``batches``, this process's parts, with ``valid`` of the whole batch."""
+        """Yield ``batches``, the parts of this process, with ``valid`` of the whole batch."""
         if world_size() == 1:
             yield from batches
             return
         before: tuple[Batch, Tensor, Any] | None = None
         for batch in batches:
-            told = torch.tensor([batch.valid, *self._wishes()])
-            following = (batch, told, all_reduce(told, later=True))
+            counts = torch.tensor([batch.valid, *self._requests()])
+            following = (batch, counts, all_reduce(counts, later=True))
             if before is not None:
                 yield self._agreed(*before)
             before = following
         if before is not None:
             yield self._agreed(*before)
 
-    def _wishes(self) -> list[int]:
+    def _requests(self) -> list[int]:
         asked = self._asked()
-        return [*(int(asked == one) for one in SIGNALS), int(is_rank_zero() and self._overdue())]
+        return [*(int(asked == number) for number in SIGNALS), int(is_rank_zero() and self._overdue())]
 
-    def _agreed(self, batch: Batch, told: Tensor, work: Any) -> Batch:
-        """``batch`` with what all processes say in ``told``, int64 [targets, a count a signal, overdue]."""
+    def _agreed(self, batch: Batch, counts: Tensor, work: Any) -> Batch:
+        """Return ``batch`` with ``valid`` of all processes. ``counts`` are sums, int64 [valid, signals, overdue]."""
         work.wait()
-        counts: list[int] = as_list(told)
-        valid, *asked, overdue = counts
-        self._signal = next((one for one, count in zip(SIGNALS, asked, strict=True) if count), None)
+        valid, *signals, overdue = as_list(counts)
+        self._signal = next((number for number, count in zip(SIGNALS, signals, strict=True) if count), None)
         self._saving = bool(overdue)
         return replace(batch, valid=valid)
 
 
-# A scheduler signals every process of a job, and torchrun hands the same signal on to those it started.
+# Seconds. A scheduler signals every process of a job, and torchrun passes that signal on to the processes it started.
 _ONE_REQUEST = 2.0
 
 
 @dataclass
 class StopSignal:
-    """The signal by which somebody asked the run to stop, None if nobody did."""
+    """The signal that asks the run to stop, None if there was none."""
 
     signal: int | None = None
 
 
-def _left_alone(number: signal.Signals) -> bool:
-    """True for the signal of a closed terminal where `nohup` has it ignored."""
+def _is_ignored(number: signal.Signals) -> bool:
+    """Return True for the signal of a closed terminal if `nohup` has it ignored."""
     return number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
 
 
 @contextmanager
 def watch_signals() -> Generator[StopSignal]:
-    """Note the first of `STOP_SIGNALS`. A later one has its usual effect, unless it comes so soon that it is the same
-    request by another way, as SIGTERM may reach the processes of torchrun twice."""
+    """Record the first of `STOP_SIGNALS` within the context.
+
+    A later signal has its usual effect, unless it comes within two seconds: SIGTERM may reach the processes of torchrun
+    twice.
+    """
     asked = StopSignal()
-    if threading.current_thread() is not threading.main_thread():  # only there may Python handle signals
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
         yield asked
         return
-    before = {int(number): signal.getsignal(number) for number in STOP_SIGNALS if not _left_alone(number)}
+    before = {int(number): signal.getsignal(number) for number in STOP_SIGNALS if not _is_ignored(number)}
     asked_at: float | None = None
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,9 +1,9 @@
-"""Checkpoints: written off the critical path, never half-written, checked before they are believed.
+"""Writing checkpoints in the background, and reading them.
 
-A checkpoint is a folder ``checkpoints/step-000500`` with torch.distributed.checkpoint's files and ``state.json``, which
-holds the small facts of the run, and the size and SHA-256 of every other file and of the weights in it. It is written
-under a temporary name and renamed when it is whole and on the disk, so that a kill at any moment leaves either a whole
-checkpoint or none.
+A checkpoint is a folder ``checkpoints/step-000500`` with the files of torch.distributed.checkpoint and ``state.json``.
+The latter holds the progress of the run, and the size and SHA-256 of every other file and of the weights in it. A
+checkpoint is written under a temporary name and renamed when it is complete and on the disk, so that a kill at any
+moment leaves a whole checkpoint or none.
 """
 
 from __future__ import annotations
@@ -50,53 +50,51 @@ from quintet.train.checkpoint_files import (
     weight_ranges,
 )
 
-# Without a process group there is one process, which is what is meant here.
+# There is no process group with one process, as intended.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load the checkpoint at ``path`` into ``model``, which is whole in this process; frozen weights stay as they
-    are."""
+    """Load the weights of the checkpoint at ``path`` into ``model``, which is not sharded; frozen weights stay."""
     weights = _select_trained(model, model.state_dict())  # get_model_state_dict would import torch._dynamo: 0.6 s
     read_state(path, {"model": weights}, together=False)
     model.load_state_dict(weights, strict=False)
 
 
 def read_state(path: Path, state: dict[str, Any], *, together: bool) -> None:
-    """Read what the checkpoint at ``path`` has for each tensor of ``state`` into it, all processes ``together`` or each
-    by itself."""
+    """Read the checkpoint at ``path`` into the tensors of ``state``, all processes ``together`` or each by itself."""
     state_dict_loader.load(state, checkpoint_id=path, no_dist=not together)  # pyright: ignore[reportUnknownMemberType]
 
 
 def trained_weights(model: nn.Module) -> dict[str, Any]:
-    """The trainable parameters of ``model``, each once, and its buffers, by name.
+    """Return the trainable parameters of ``model``, each once, and its buffers, by name.
 
-    Frozen weights are read again from where the run took them, so that a checkpoint of adapters is as small as they.
+    Frozen weights are read again from their source, so that a checkpoint of adapters has only the adapters.
     """
     return _select_trained(model, get_model_state_dict(model))
 
 
 def _select_trained(model: nn.Module, weights: dict[str, Any]) -> dict[str, Any]:
-    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return {name: value for name, value in weights.items() if name in trained or name not in every}
+    return {name: value for name, value in weights.items() if name in trained or name not in parameters}
 
 
 def set_weights(model: nn.Module, weights: dict[str, Any]) -> None:
-    """Give ``model`` the weights that `trained_weights` returned."""
-    # Not strict, for frozen weights and second names of tied ones are not among them; that the others are all there
-    # was checked when they were read.
+    """Load into ``model`` the weights that `trained_weights` returned."""
+    # Not strict, because frozen weights and second names of tied weights are absent. Reading the checkpoint has checked
+    # that all others are present.
     set_model_state_dict(model, weights, options=StateDictOptions(strict=False))
 
 
 class Checkpointer:
     """Writes the checkpoints of one run in the background, one at a time, and removes those that are not kept.
 
-    In several processes each writes its part and the first one the rest; all of them call each method, in one order,
-    and wait ``timeout`` for each other. Training stands still only while the state is copied from ``device`` to the
-    host. A run that goes on after step ``first`` sets aside what stands under the name of a later one, which is
-    damaged. ``sync`` is called before each: what the run has recorded up to a checkpoint is to be as durable as that.
+    Each process writes its part, and rank 0 the rest. All processes call each method, in the same order, and wait
+    ``timeout`` for each other. Training waits only while the state is copied from ``device`` to the host. A run that
+    continues after step ``first`` sets aside folders of later steps, which are damaged. ``sync`` is called before each
+    checkpoint, so that the records up to it are as durable as the checkpoint.
     """
 
     def __init__(
@@ -113,16 +111,16 @@ class Checkpointer:
         options = StagingOptions(
             use_pinned_memory=gpu, use_non_blocking_copy=gpu, use_shared_memory=False, use_async_staging=False
         )
-        # It copies each tensor once, into memory that it takes at the first save and keeps.
-        self._stager: Any = DefaultStager(options)  # whose types PyTorch leaves open
+        # Copies each tensor once, into memory that it allocates at the first save and keeps.
+        self._stager: Any = DefaultStager(options)  # PyTorch leaves its types open
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: list[Future[None]] = []
         self.saved_at = monotonic()
-        # A thread of its own needs a group of its own, lest its messages be taken for those of the training.
+        # A group of its own for the thread, so that its messages do not mix with those of the training.
         self._group = new_group(timeout) if world_size() > 1 else None
-        self.written = set(broadcast_from_rank0(self._begin))
+        self.written = set(broadcast_from_rank0(self._prepare_folder))
 
-    def _begin(self) -> list[int]:
+    def _prepare_folder(self) -> list[int]:
         if self.folder.is_symlink() and not self.folder.exists():
             raise UserError(
                 f"{self.folder}: is a link to {os.readlink(self.folder)}, which is not there; bring it back"
@@ -139,32 +137,36 @@ class Checkpointer:
         return checkpoint_steps(self.folder)
 
     def save(self, progress: Progress, state: dict[str, Any]) -> None:
-        """Copy ``state``, as an engine gives it, now and write it in the background.
+        """Copy the ``state`` of an engine now, and write it in the background.
 
-        Raises UserError if the save before this one failed.
+        Raises UserError if the previous save failed.
         """
         self.wait()
         if progress.step in self.written:
             return
         self.written.add(progress.step)
         copied = self._stager.stage(state)
-        assert not isinstance(copied, Future)  # the promise of one, which asynchronous staging gives
+        assert not isinstance(copied, Future)  # which only asynchronous staging returns
         self._pending.append(self._thread.submit(self._write, copied, progress))
         self.saved_at = monotonic()
 
     def amend(self, progress: Progress) -> None:
-        """Give the checkpoint of ``progress.step``, if there is one, these facts in the background, and remove the
-        checkpoints that are no longer kept."""
+        """Write ``progress`` into the checkpoint of its step, if there is one, in the background.
+
+        Removes the checkpoints that are no longer kept.
+        """
         if progress.step in self.written:
             self._pending.append(self._thread.submit(self._amend, progress))
 
     def wait(self) -> None:
-        """Return when nothing is being written. Raises UserError when the disk is full or refuses to be written; what
-        was whole stays."""
+        """Wait until nothing is being written.
+
+        Raises UserError if the disk is full or cannot be written; whole checkpoints stay.
+        """
         pending, self._pending = self._pending, []
         try:
-            for one in pending:
-                one.result()
+            for future in pending:
+                future.result()
         except (OSError, CheckpointException) as error:
             refusal = _refusal(error)
             if refusal is None:
@@ -178,7 +180,7 @@ class Checkpointer:
             ) from error
 
     def close(self) -> None:
-        """Finish what is being written and stop."""
+        """Wait until nothing is being written, and stop the thread."""
         try:
             self.wait()
         finally:
@@ -191,15 +193,14 @@ class Checkpointer:
         self._sync()
         broadcast_from_rank0(lambda: shutil.rmtree(unfinished, ignore_errors=True), self._group)
         try:
-            # The state is on the host. To copy ahead, PyTorch would wait in this thread for the first GPU, whichever
-            # the process has, and so take memory of it for each process of the machine.
+            # The state is on the host. To copy ahead, PyTorch would wait for the first GPU in this thread, whichever
+            # GPU the process uses, and so take memory of the first GPU in each process of the machine.
             writer = FileSystemWriter(unfinished, thread_count=_files_of(state), per_thread_copy_ahead=0)
             state_dict_saver.save(  # pyright: ignore[reportUnknownMemberType]  (open in PyTorch)
                 state, storage_writer=writer, process_group=self._group, no_dist=self._group is None
             )
-            files = {
-                name: facts for part in all_gather(self._own_files(unfinished), self._group) for name, facts in part
-            }
+            parts = all_gather(self._own_files(unfinished), self._group)
+            files = dict(entry for part in parts for entry in part)
             broadcast_from_rank0(lambda: _finish(unfinished, final, progress, files), self._group)
         finally:
             if is_rank_zero():
@@ -209,7 +210,7 @@ class Checkpointer:
     def _amend(self, progress: Progress) -> None:
         def rewrite() -> None:
             file = checkpoint_path(self.folder, progress.step) / "state.json"
-            if file.is_file():  # else writing it has failed, which `wait` says
+            if file.is_file():  # otherwise writing it has failed, and `wait` raises
                 self._sync()
                 write_text(file, _state(progress, json.loads(file.read_bytes())["files"]))
                 self._prune(progress)
@@ -217,17 +218,17 @@ class Checkpointer:
         broadcast_from_rank0(rewrite, self._group)
 
     def _own_files(self, folder: Path) -> list[tuple[str, dict[str, Any]]]:
-        """Size and hashes of what this process has written; the first one's are also those that are nobody's."""
+        """Return size and hashes of the files that this process has written; rank 0 adds the common files."""
         mine, ranges = f"__{rank()}_", weight_ranges(folder)
 
         def facts(file: Path) -> tuple[str, dict[str, Any]]:
-            whole, weights = hashes_of(file, ranges.get(file.name, []))
-            found: dict[str, Any] = {"bytes": file.stat().st_size, "sha256": whole}
-            return file.name, found if file.name == TABLE else {**found, "weights": weights}
+            content, weights = hashes_of(file, ranges.get(file.name, []))
+            entry: dict[str, Any] = {"bytes": file.stat().st_size, "sha256": content}
+            return file.name, entry if file.name == TABLE else {**entry, "weights": weights}
 
         with ThreadPoolExecutor(THREADS) as threads:
             files = sorted(folder.iterdir())
-            own = [one for one in files if one.name.startswith(mine) or (is_rank_zero() and one.name[:2] != "__")]
+            own = [file for file in files if file.name.startswith(mine) or (is_rank_zero() and file.name[:2] != "__")]
             return list(threads.map(facts, own))
 
     def _prune(self, progress: Progress) -> None:
@@ -239,7 +240,7 @@ class Checkpointer:
             kept.add(progress.best_step or -1)
         for step in set(steps) - kept:
             doomed = checkpoint_path(self.folder, step)
-            # Renamed first, so that a kill in the middle of the removal leaves no half checkpoint under a good name.
+            # Renamed first, so that a kill during the removal leaves no damaged checkpoint under a valid name.
             shutil.rmtree(doomed.rename(doomed.with_name(f".{doomed.name}")))
 
 
@@ -256,8 +257,8 @@ def _state(progress: Progress, files: dict[str, Any]) -> str:
 
 
 def _files_of(state: Any) -> int:
-    """Files into which a process writes its part of ``state``: one a GiB, up to one a thread."""
-    parts = (one.to_local() if isinstance(one, DTensor) else one for one in tree_leaves(state))
+    """Return the number of files for a process's part of ``state``: one per GiB, at most one per thread."""
+    parts = (leaf.to_local() if isinstance(leaf, DTensor) else leaf for leaf in tree_leaves(state))
     size = sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
     return min(THREADS, 1 + size // 2**30)
 
@@ -267,9 +268,9 @@ def _last_whole(folder: Path) -> str:
 
 
 def _refusal(error: BaseException) -> OSError | None:
-    """Return the error of the operating system that ``error`` comes from, None if it comes from none."""
+    """Return the error of the operating system that caused ``error``, None if there is none."""
     if isinstance(error, CheckpointException):
         return next(filter(None, (_refusal(failure[0]) for failure in error.failures.values())), None)
-    causes = [error, error.__cause__, error.__context__]
-    found = [cause for cause in causes if isinstance(cause, OSError) and cause.errno is not None]
-    return next((one for one in found if one.errno in NO_SPACE), found[0] if found else None)
+    chain = [error, error.__cause__, error.__context__]
+    causes = [cause for cause in chain if isinstance(cause, OSError) and cause.errno is not None]
+    return next((cause for cause in causes if cause.errno in NO_SPACE), causes[0] if causes else None)

@@ -1,6 +1,6 @@
-"""Checkpoints as they lie in a run's folder: the steps that are there, their facts, and whether they are whole.
+"""The checkpoints in a run's folder: their steps, the progress that they hold, and checks that they are whole.
 
-This module does not import PyTorch, so that what a run has reached appears at once.
+This module does not import PyTorch, so that commands can show the progress of a run at once.
 """
 
 from __future__ import annotations
@@ -30,18 +30,17 @@ from quintet.processes import (
 
 @dataclass(frozen=True)
 class Progress:
-    """The small facts of a run that, with the weights and the optimizer's averages, are all it takes to continue.
+    """The state of a run besides the weights and the optimizer's state: all that is needed to continue it.
 
-    ``stages`` are those of the data with which it was trained, as ``stage_facts`` gives them, and ``plateau`` is what
-    the validations have done to the learning rate, as ``after_validation`` gives it. ``due`` names what is still to be
-    measured after this step (see ``quintet.train.evaluation``), and ``failed`` counts the measurements that failed.
-    ``precision`` is that of the matrix products; "" in a checkpoint that does not say. ``libraries`` are the versions
-    of those that made the ids it was trained on.
+    ``stages`` are the stages of the data so far (see `stage_facts`), and ``plateau`` the state of that schedule (see
+    `after_validation`). ``due`` names the measurements that are still to be made after this step (see
+    `quintet.train.evaluation`), and ``failed`` counts those that failed. ``precision`` is that of matrix products, ""
+    in old checkpoints. ``libraries`` are the versions of the libraries that made the token ids.
     """
 
     step: int = 0
     skipped_steps: int = 0
-    last_skipped: int = 0  # of these the last ones, one after the other
+    last_skipped: int = 0  # the skipped steps directly before this one
     tokens: int = 0
     seconds: float = 0.0
     validation_loss: float | None = None
@@ -52,32 +51,32 @@ class Progress:
     scaler: dict[str, Any] | None = None
     stages: list[list[Any]] = field(default_factory=list[list[Any]])
     plateau: dict[str, Any] = field(default_factory=dict[str, Any])
-    inputs: dict[str, str] = field(default_factory=dict[str, str])  # digests of its first weights, by key
+    inputs: dict[str, str] = field(default_factory=dict[str, str])  # digests of its first weights and templates, by key
     due: list[str] = field(default_factory=list[str])
     failed: dict[str, int] = field(default_factory=dict[str, int])
     precision: str = ""
     libraries: dict[str, str] = field(default_factory=dict[str, str])
-    losses: list[float] = field(default_factory=list[float])  # the last ones, by which a spike is found
-    spikes: list[int] = field(default_factory=list[int])  # the steps whose batches were left out because of one
+    losses: list[float] = field(default_factory=list[float])  # the last losses, to find a spike
+    spikes: list[int] = field(default_factory=list[int])  # the steps whose batches are skipped because of a spike
 
     def validated(self, loss: float) -> Progress:
-        """These facts with the validation ``loss`` of this step, which is the best only where it is finite."""
+        """Return the progress with the validation ``loss`` of this step, which is the best only if it is finite."""
         best = (self.best_loss, self.best_step)
-        # A checkpoint of an earlier version may hold a NaN, below which no loss is.
+        # A checkpoint of an earlier version may have NaN as its best loss; every loss is better.
         if math.isfinite(loss) and (best[0] is None or not best[0] <= loss):
             best = (loss, self.step)
         return replace(self, validation_loss=loss, best_loss=best[0], best_step=best[1])
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the whole checkpoints in ``folder``, ascending."""
+    """Return the steps of the whole checkpoints in ``folder``, ascending."""
     return sorted(step for step, path in step_folders(folder) if (path / "state.json").is_file())
 
 
 def step_folders(folder: Path) -> list[tuple[int, Path]]:
-    """The folders of checkpoints in ``folder``, whole or not, each with its step."""
-    found = ((path.name.removeprefix("step-"), path) for path in folder.glob("step-*"))
-    steps = ((int(number), path) for number, path in found if number.isdecimal())
+    """Return the checkpoints in ``folder``, whole or not, as pairs of step and path."""
+    numbers = ((path.name.removeprefix("step-"), path) for path in folder.glob("step-*"))
+    steps = ((int(number), path) for number, path in numbers if number.isdecimal())
     return [(step, path) for step, path in steps if path == checkpoint_path(folder, step)]
 
 
@@ -87,7 +86,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The absolute path of the newest checkpoint in ``folder``, None when there is none."""
+    """Return the absolute path of the newest checkpoint in ``folder``, None if there is none."""
     steps = checkpoint_steps(folder)
     return checkpoint_path(folder.resolve(), steps[-1]) if steps else None
 
@@ -95,10 +94,10 @@ def last_checkpoint(folder: Path) -> Path | None:
 def newest_whole(
     folder: Path, say: Callable[[str], object], *, weights_only: bool = False, together: bool = False
 ) -> Progress | None:
-    """The facts of the newest checkpoint in ``folder`` of which no file is damaged; None if there is no checkpoint.
+    """Return the progress of the newest undamaged checkpoint in ``folder``, None if there is no checkpoint.
 
-    ``say`` gets a line for each newer one that is; the other arguments are those of `read_progress`. Raises UserError
-    if all are.
+    ``say`` gets a line for each newer checkpoint, which is damaged. The other arguments are those of `read_progress`.
+    Raises UserError if all checkpoints are damaged.
     """
     damaged: list[str] = []
     speaks = is_rank_zero() or not together
@@ -119,22 +118,22 @@ def newest_whole(
 
 
 def read_progress(path: Path, *, weights_only: bool = False, together: bool = False) -> Progress:
-    """The facts of the checkpoint at ``path``, every file of it checked, or with ``weights_only`` the bytes of the
-    weights.
+    """Check the checkpoint at ``path`` and return its progress.
 
-    With ``together`` all processes call this, check a part of the files each, and get the same answer. Raises UserError
-    if a file is damaged.
+    All files are checked, or with ``weights_only`` the bytes of the weights. With ``together`` all processes call this,
+    each checks a part of the files, and all get the same answer. Raises UserError if a file is damaged.
     """
     if not together or world_size() == 1:
         facts, files = _read_state(path)
         fault = _first_fault(path, files, weights_only)
     else:
         facts, files = broadcast_from_rank0(lambda: _read_state(path))
-        # The processes wait for the slowest file system that is still of use.
-        patience = timedelta(seconds=600 + sum(facts["bytes"] for facts in files.values()) / _SLOWEST)
-        group = new_group(patience)
+        # Long enough for the slowest file system that is still usable.
+        limit = timedelta(seconds=600 + sum(entry["bytes"] for entry in files.values()) / _SLOWEST)
+        group = new_group(limit)
         mine = dict(sorted(files.items())[rank() :: world_size()])
-        fault = next((one for one in all_gather(_first_fault(path, mine, weights_only), group) if one), None)
+        faults = all_gather(_first_fault(path, mine, weights_only), group)
+        fault = next((text for text in faults if text), None)
         destroy_group(group)
     if fault is not None:
         raise _damaged(path, fault)
@@ -142,18 +141,20 @@ def read_progress(path: Path, *, weights_only: bool = False, together: bool = Fa
 
 
 _SLOWEST = 50e6
-"""Bytes a second of the slowest file system that a checkpoint is read from."""
+"""Bytes per second of the slowest file system that a checkpoint is read from."""
 THREADS = 4
-"""Threads that write and check the files of one process; Python lets go of its lock while it computes a hash."""
+"""Threads that write and check the files of one process; Python releases its lock while it computes a hash."""
 
 
 def _read_state(path: Path) -> tuple[Progress, dict[str, dict[str, Any]]]:
-    """The facts in state.json of the checkpoint at ``path``, and those of each other file by its name."""
+    """Return the progress in state.json of the checkpoint at ``path``, and size and hashes of the other files by
+    name."""
     try:
         state = from_json((path / "state.json").read_bytes())
         facts = Progress(**state["progress"])
         files = {
-            name: {"bytes": int(one["bytes"]), "sha256": one["sha256"], **one} for name, one in state["files"].items()
+            name: {"bytes": int(entry["bytes"]), "sha256": entry["sha256"], **entry}
+            for name, entry in state["files"].items()
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"state.json cannot be read ({one_line(error, typed=True)})") from error
@@ -163,23 +164,23 @@ def _read_state(path: Path) -> tuple[Progress, dict[str, dict[str, Any]]]:
 
 
 def _first_fault(path: Path, files: dict[str, dict[str, Any]], weights_only: bool) -> str | None:
-    """What is wrong with the first of ``files`` that is not as it was written, None if all are."""
+    """Describe the damage of the first damaged file of ``files``; return None if there is none."""
     ranges: dict[str, list[tuple[int, int]]] = {}
 
     def fault(name: str) -> str | None:
         file, expected = path / name, files[name]
         size = file.stat().st_size if file.is_file() else -1
         if size != expected["bytes"]:
-            found = "is missing" if size < 0 else f"has {size} bytes instead of {expected['bytes']}"
-            return f"{name} {found}"
+            difference = "is missing" if size < 0 else f"has {size} bytes instead of {expected['bytes']}"
+            return f"{name} {difference}"
         kind, part = ("weights", ranges.get(name, [])) if weights_only and "weights" in expected else ("sha256", None)
         if sha256_of(file, part) != expected[kind]:
             return f"{name} is not what was written: its SHA-256 differs"
         return None
 
-    # The table that says where the weights are comes first.
-    if TABLE in files and (found := fault(TABLE)) is not None:
-        return found
+    # First the table with the places of the weights.
+    if TABLE in files and (damage := fault(TABLE)) is not None:
+        return damage
     if weights_only and (path / TABLE).is_file():
         ranges = weight_ranges(path)
     with ThreadPoolExecutor(THREADS) as threads:
@@ -187,32 +188,35 @@ def _first_fault(path: Path, files: dict[str, dict[str, Any]], weights_only: boo
 
 
 TABLE = ".metadata"
-"""The file in which torch.distributed.checkpoint says what lies where."""
+"""The file of torch.distributed.checkpoint with the place of each tensor."""
 
 
 def weight_ranges(folder: Path) -> dict[str, list[tuple[int, int]]]:
-    """Where the weights lie in each file of the checkpoint in ``folder``: first byte and length of each, ascending."""
+    """Return first byte and length of each weight by the name of its file, ascending, of the checkpoint in
+    ``folder``."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-    found: dict[str, list[tuple[int, int]]] = {}
+    by_file: dict[str, list[tuple[int, int]]] = {}
     places: dict[Any, Any] = FileSystemReader(folder).read_metadata().storage_data or {}
     for index, place in places.items():
         if index.fqn.startswith("model."):
-            found.setdefault(place.relative_path, []).append((place.offset, place.length))
-    return {name: sorted(ranges) for name, ranges in found.items()}
+            by_file.setdefault(place.relative_path, []).append((place.offset, place.length))
+    return {name: sorted(ranges) for name, ranges in by_file.items()}
 
 
 _BLOCK = 2**22
-"""Bytes that are read at once."""
+"""Bytes to read at once."""
 
 
 def hashes_of(file: Path, ranges: list[tuple[int, int]]) -> tuple[str, str]:
-    """The SHA-256 of ``file``, and that of its ``ranges``, ascending and each a first byte and a length, in one
-    reading."""
-    whole, parts, at, left = hashlib.sha256(), hashlib.sha256(), 0, ranges[::-1]
+    """Return the SHA-256 of ``file`` and that of its ``ranges``, reading it once.
+
+    ``ranges`` are ascending pairs of first byte and length.
+    """
+    content, parts, at, left = hashlib.sha256(), hashlib.sha256(), 0, ranges[::-1]
     with file.open("rb", buffering=0) as stream:
         while block := stream.read(_BLOCK):
-            whole.update(block)
+            content.update(block)
             while left:
                 start, stop = left[-1][0], sum(left[-1])
                 parts.update(block[max(0, start - at) : max(0, stop - at)])
@@ -220,11 +224,11 @@ def hashes_of(file: Path, ranges: list[tuple[int, int]]) -> tuple[str, str]:
                     break
                 left.pop()
             at += len(block)
-    return whole.hexdigest(), parts.hexdigest()
+    return content.hexdigest(), parts.hexdigest()
 
 
 def sha256_of(file: Path, ranges: list[tuple[int, int]] | None = None) -> str:
-    """The SHA-256 of ``file``, or of its ``ranges``, each a first byte and a length, one after the other."""
+    """Return the SHA-256 of ``file``, or of its ``ranges``, pairs of first byte and length."""
     with file.open("rb") as stream:
         if ranges is None:
             return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Device, precision and compilation of a run, and the speed that the hardware could reach."""
+"""Device, precision and compilation of a run, and the peak speed of the hardware."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, 
 
 @dataclass(frozen=True)
 class Compute:
-    """The choices for one run and, for those that Quintet made, why."""
+    """Device, precision and compilation of a run, with the ``reason`` for the precision."""
 
     device: torch.device
     precision: str
@@ -35,30 +35,37 @@ class Compute:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the numbers in matrix products."""
+        """The dtype of matrix products."""
         return DTYPES[self.precision]
 
     def autocast(self, *, keep_casts: bool = True) -> torch.autocast:
-        """Compute matrix products in ``dtype`` within the context; weights stay as they are, and what they were cast to
-        is kept to its end unless ``keep_casts`` is False."""
+        """Return a context that computes matrix products in ``dtype`` and leaves weights as they are.
+
+        The casts of weights are kept until its end unless ``keep_casts`` is False.
+        """
         enabled = self.dtype != torch.float32
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=enabled, cache_enabled=keep_casts)
 
 
 def choose_compute(config: TrainConfig) -> Compute:
-    """Device, precision and compilation for ``config``. Raises UserError for a device that is not there."""
+    """Choose device, precision and compilation for ``config``.
+
+    Raises UserError for a device that this machine lacks.
+    """
     device = choose_device(config.device)
-    precision, reason = (config.precision, "as the run file says")
+    precision, reason = config.precision, "as the run file says"
     if precision == "auto":
         precision, reason = _choose_precision(device)
-    _refuse(precision, device.type)
+    _check_precision(precision, device.type)
     compile_blocks = device.type == "cuda" if config.compile == "auto" else config.compile
     return Compute(device, precision, compile_blocks, reason)
 
 
 def keep_precision(compute: Compute, config: TrainConfig, began: str) -> Compute:
-    """``compute`` in the precision in which a continued run ``began``, "" if that is not known, unless the run file
-    names one: `auto` may choose another on another machine."""
+    """Return ``compute`` in the precision in which a continued run ``began``, unless the run file names one.
+
+    `auto` may choose another precision on another machine. ``began`` is "" if it is not known.
+    """
     if config.precision != "auto" or began in ("", compute.precision):
         return compute
     if began == "fp16" and compute.device.type == "cpu":
@@ -70,16 +77,18 @@ def keep_precision(compute: Compute, config: TrainConfig, began: str) -> Compute
 
 
 def check_compute(config: TrainConfig) -> None:
-    """Raise NotHere for the device, the numbers and the compiler that ``config`` asks for and this machine lacks, and
-    UserError for numbers that no device of the kind that it names multiplies."""
+    """Raise NotHere if this machine lacks the device, the precision or the compiler that ``config`` names.
+
+    Raises UserError for a precision that no device of the named kind has.
+    """
     missing: list[str] = []
     try:
         device = choose_device(config.device).type
     except UserError as error:
         missing, device = [*error.problems], config.device
     try:
-        # What a GPU that is not here multiplies cannot be known.
-        _refuse(config.precision if device != "cuda" or not missing else "auto", device)
+        # The precisions of a GPU that is not here are unknown.
+        _check_precision(config.precision if device != "cuda" or not missing else "auto", device)
     except UserError as error:
         if config.device not in ("auto", "cuda"):
             raise
@@ -98,17 +107,17 @@ def _has_compiler() -> bool:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise UserError where what is compiled for ``device`` needs a compiler of C++ and there is none."""
+    """Raise UserError if compiling for ``device`` needs a C++ compiler and there is none."""
     if device.type == "cpu" and not _has_compiler():
         raise UserError(_NO_COMPILER)
 
 
 def multiplies_tf32(device: str) -> bool:
-    """True if the devices of this kind multiply tf32: NVIDIA GPUs from Ampere on."""
+    """Return True if devices of this kind multiply tf32: NVIDIA GPUs from Ampere on."""
     return device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
 
 
-def _refuse(precision: str, device: str) -> None:
+def _check_precision(precision: str, device: str) -> None:
     if precision == "tf32" and not multiplies_tf32(device):
         raise UserError(
             "train.precision: tf32 is multiplied by NVIDIA GPUs from Ampere on, and the device here is none; take fp32"
@@ -122,15 +131,15 @@ def _refuse(precision: str, device: str) -> None:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device of this process; a GPU always has an index, the number of the process on its machine.
+    """Return the device of this process. The index of a GPU is the number of the process on its machine.
 
-    Without one PyTorch refuses to set the device, and takes two names of one GPU for two devices. Raises UserError for
-    a device that is not there.
+    Without an index PyTorch cannot set the device, and treats two names of one GPU as two devices. Raises UserError for
+    a device that this machine lacks.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
-        wanted = next(name for name, present in there.items() if present)
-    if not there[wanted]:
+        wanted = next(name for name, available in present.items() if available)
+    if not present[wanted]:
         raise UserError(f"train.device: this machine has no {wanted} device; use auto or cpu")
     return torch.device("cuda", local_rank()) if wanted == "cuda" else torch.device(wanted)
 
@@ -155,15 +164,15 @@ def _cpu_multiplies_bf16() -> bool:
     return listing.exists() and bool(features & set(listing.read_text(encoding="utf-8").split()))
 
 
-_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the older name, and still read
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # PyTorch still reads the second, older name
 
 
 def use_gpu(device: torch.device, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Make ``device``, a GPU with an index, the one that this process uses, and let its memory be cut anew.
+    """Make ``device``, a GPU with an index, the device of this process, with expandable memory segments.
 
-    PyTorch's allocator keeps blocks in the sizes in which they were asked for, and what lies between them is lost;
-    segments that expand give it back. ``environment`` has the user's own settings, which stay; it is read when the
-    first tensor is made on the GPU. Does nothing for other devices.
+    PyTorch's allocator otherwise keeps blocks in the requested sizes, and the memory between them is lost. Settings of
+    the user in ``environment`` stay; PyTorch reads it when the first tensor is made on the GPU. Does nothing for other
+    devices.
     """
     if device.type != "cuda":
         return
@@ -173,13 +182,13 @@ def use_gpu(device: torch.device, environment: MutableMapping[str, str] = os.env
 
 
 def set_products(compute: Compute) -> None:
-    """Have fp32 matrix products on a GPU multiply all bits, or with tf32 the first 11 of them."""
+    """Let fp32 matrix products on a GPU use all bits, or with tf32 the first 11 of the mantissa."""
     if compute.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if compute.precision == "tf32" else "highest")
 
 
 def is_deterministic(wanted: Literal["auto"] | bool, device: torch.device) -> bool:
-    """True if `train.deterministic`, which is ``wanted``, promises the same bits on ``device``."""
+    """Return True if `train.deterministic`, which is ``wanted``, promises the same bits on ``device``."""
     return device.type != "cuda" if wanted == "auto" else wanted
 
 
@@ -189,12 +198,12 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 def make_deterministic(
     wanted: Literal["auto"] | bool, device: torch.device, environment: MutableMapping[str, str] = os.environ
 ) -> None:
-    """Ask PyTorch for kernels that give the same bits every time where `train.deterministic` promises them.
+    """Set PyTorch to deterministic kernels if `train.deterministic` promises the same bits on ``device``.
 
-    Backward passes of attention and sums of cuBLAS differ between two runs on a GPU else. ``environment`` is read when
-    cuBLAS is first used. The compiler does not measure which of several kernels is fastest either. Filling every new
-    tensor, which the deterministic mode would add, only helps to find bugs and costs a pass over memory. Raises
-    UserError for a setting of the environment that contradicts the promise.
+    Otherwise backward passes of attention and sums of cuBLAS differ between two runs on a GPU. ``environment`` is read
+    when cuBLAS is first used. The compiler then does not choose kernels by measuring them. Deterministic mode would
+    also fill each new tensor, which only helps to find bugs and costs a pass over memory. Raises UserError if the
+    environment contradicts the promise.
     """
     strict = is_deterministic(wanted, device)
     on_gpu = strict and device.type == "cuda"
@@ -208,11 +217,11 @@ def make_deterministic(
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep large blocks that are freed, instead of giving them back to the kernel.
+    """Let the C library keep large freed blocks instead of returning them to the kernel.
 
-    A step on the CPU allocates and frees the same activations over and over; each time the kernel has to map and clear
-    their pages again, which costs as much as the arithmetic of many operations. Only glibc has this dial; elsewhere
-    nothing changes. The figure is in `benchmarks/attention_cpu.py` and the journal.
+    Each step on a CPU allocates and frees the same activations. Each time the kernel must map and clear their pages,
+    which costs as much as the arithmetic of many operations. Only glibc has this setting; elsewhere nothing changes.
+    The figure is in `benchmarks/attention_cpu.py` and the journal.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
@@ -225,9 +234,9 @@ def keep_freed_memory() -> None:
 
 
 def measure_peak_flops(compute: Compute, seconds: float = 0.3) -> float:
-    """Measure the FLOP/s of large square matrix products with ``compute``, which a perfect run would reach.
+    """Measure the FLOP/s of large square matrix products with ``compute``: the peak that utilisation refers to.
 
-    The best of several repeats is taken, since a neighbour on the machine can only slow them down.
+    Returns the best of several repeats, because other work on the machine can only slow them down.
     """
     size = 8192 if compute.device.type == "cuda" else 2048
     a = torch.randn(size, size, device=compute.device, dtype=compute.dtype)
@@ -243,7 +252,7 @@ def measure_peak_flops(compute: Compute, seconds: float = 0.3) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until everything queued on ``device`` is done."""
+    """Wait until ``device`` has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -251,16 +260,16 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes used so far, of the GPU's memory or of the process on a CPU; None where that is not known."""
+    """Return the peak bytes so far, of the GPU's memory or of the process on a CPU; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if device.type == "mps":  # which counts no maximum, but keeps most of what it was given
+    if device.type == "mps":  # it has no maximum, but keeps most of its memory
         return torch.mps.driver_allocated_memory()
     return process_peak_memory()
 
 
 def device_memory(device: torch.device, local: int) -> int | None:
-    """Bytes that each of ``local`` processes of this machine has; None where that is not known."""
+    """Return the bytes for each of the ``local`` processes of this machine, None if unknown."""
     if device.type == "cuda":
         return gpu_memory(device)
     memory = torch.mps.recommended_max_memory() if device.type == "mps" else machine_memory()
@@ -278,23 +287,28 @@ _OUT_OF_MEMORY = (
 
 
 def ran_out_of_memory(error: BaseException | None) -> bool:
-    """True if ``error``, or what it was raised from, is a lack of memory, by the type or the words of PyTorch's
-    allocators and of NVIDIA's libraries; a compiler's error that speaks of allocations is none."""
+    """Return True if ``error`` or one of its causes is an out-of-memory error.
+
+    It is known by its type, or by the words of PyTorch's allocators and NVIDIA's libraries. A compiler's error that
+    mentions allocations is none.
+    """
     while error is not None:
-        words = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
-        if words or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        known = isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+        if known or isinstance(error, torch.OutOfMemoryError | MemoryError):
             return True
         error = error.__cause__
     return False
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """``tensor``, of any shape and dtype, on ``device``; a CUDA GPU goes on computing while it copies pinned memory,
-    which is pinned by who prepares a batch ahead (`pinned`)."""
+    """Return ``tensor``, of any shape and dtype, on ``device``.
+
+    A CUDA GPU continues to compute while it copies pinned memory. Prefetched batches are pinned (`pinned`).
+    """
     return tensor.to(device, non_blocking=device.type == "cuda" and tensor.is_pinned())
 
 
 def pinned(array: np.ndarray, device: torch.device) -> np.ndarray:
-    """``array``, of any shape and dtype, in memory from which ``device``, a CUDA GPU, copies by itself."""
-    with torch.cuda.device(device):  # a thread begins on the first GPU
+    """Return ``array``, of any shape and dtype, in pinned memory for ``device``, a CUDA GPU."""
+    with torch.cuda.device(device):  # a thread starts with the first GPU
         return from_array(array).pin_memory().numpy()

@@ -1,4 +1,4 @@
-"""The dry run before the first step: memory runs out now or never."""
+"""A dry run of two steps and a validation before training, so that an out-of-memory error comes at once."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _NOT_DETERMINISTIC = "does not have a deterministic implementation"
 
 
 def dry_run(engine: TorchEngine, objective: Objective, held_out: int) -> None:
-    """Take two steps of rate 0 with ``engine`` and validate, without a trace.
+    """Take two steps of ``engine`` with a learning rate of 0, validate one batch, and restore the engine's state.
 
-    The second step has what every later one has: the optimizer's state, and with accumulation a pass that finds the
-    gradients of the pass before. ``held_out`` counts the samples to validate on; the largest batch of them is passed
-    forward while the optimizer's state is there, as between two steps. Raises UserError that names the setting to
-    change where memory runs out, or where `train.deterministic` asks for what a kernel cannot give.
+    The second step needs as much memory as every later one: it has the optimizer's state and, with accumulation, the
+    gradients of an earlier pass. The largest batch of the ``held_out`` samples is validated while the optimizer has its
+    state. Raises UserError with the setting to change if memory runs out, or if an operation has no deterministic
+    kernel and `train.deterministic` demands one.
     """
     config, shape = engine.config, engine.shape
     passes = min(shape.accumulation, 2)
     batch = _batch(config, objective.vocab_size, passes * shape.micro_batch_size)
-    with _undone(engine):
+    with _restored(engine):
         try:
             engine.shape = replace(shape, samples=len(batch.inputs), accumulation=passes)
             for step in (1, 2):
                 engine.accumulate(batch, step)
-                # A decay need not be times the rate.
+                # The weight decay of some optimizers does not depend on the rate.
                 for group in engine.optimizer.param_groups:
                     group.update({"weight_decay": 0.0} if "weight_decay" in group else {})
-                # Rprop moves a weight by the gradient's sign whatever the rate.
+                # Rprop moves a weight by the sign of its gradient, whatever the rate.
                 for parameter in engine.model.parameters():
                     if parameter.grad is not None:
                         parameter.grad.zero_()
@@ -64,7 +64,7 @@ def dry_run(engine: TorchEngine, objective: Objective, held_out: int) -> None:
 
 
 def _validate(engine: TorchEngine, objective: Objective, held_out: int) -> None:
-    """Pass the largest batch of a validation forward."""
+    """Run the forward pass of the largest validation batch."""
     rows = min(engine.config.validation_batch_size, held_out)
     if rows:
         batch = _batch(engine.config, objective.vocab_size, rows)
@@ -73,7 +73,7 @@ def _validate(engine: TorchEngine, objective: Objective, held_out: int) -> None:
 
 
 def _batch(config: RunConfig, vocab_size: int, samples: int) -> Batch:
-    """A batch of so many ``samples`` in which every target has a loss."""
+    """Return a batch of ``samples`` in which every target is valid."""
     ids = np.arange(samples * config.data.sequence_length).reshape(samples, -1) % vocab_size
     documents = np.zeros_like(ids) if config.model.tells_documents else None
     prompts = np.ones_like(ids, dtype=bool) if config.model.tells_prompts else None
@@ -81,8 +81,8 @@ def _batch(config: RunConfig, vocab_size: int, samples: int) -> Batch:
 
 
 @contextmanager
-def _undone(engine: TorchEngine) -> Generator[None]:
-    """Put ``engine`` back as it was after the context, but for the weights, which a rate of 0 leaves as they are."""
+def _restored(engine: TorchEngine) -> Generator[None]:
+    """Restore the engine's state on exit. The weights need no copy: a learning rate of 0 does not change them."""
     optimizer, scaler, shape = engine.optimizer, engine.scaler, engine.shape
     settings = [_settings(group) for group in optimizer.param_groups]
     scale: dict[str, Any] = scaler.state_dict()
@@ -93,7 +93,7 @@ def _undone(engine: TorchEngine) -> Generator[None]:
         optimizer.zero_grad(set_to_none=True)
         optimizer.state.clear()
         for group, before in zip(optimizer.param_groups, settings, strict=True):
-            # Some count their steps in the group.
+            # Some optimizers count their steps in the group.
             for name in _settings(group):
                 del group[name]
             group.update(before)
@@ -102,7 +102,7 @@ def _undone(engine: TorchEngine) -> Generator[None]:
 
 
 def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """All of a ``group`` of an optimizer but its parameters."""
+    """Copy all of an optimizer's ``group`` except its parameters."""
     return {name: copy.deepcopy(value) for name, value in group.items() if name != "params"}
 
 

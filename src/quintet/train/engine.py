@@ -1,4 +1,4 @@
-"""One optimizer step: the protocol of an engine, micro-batches, forward and backward, clip, step."""
+"""One optimizer step: the protocol of an engine, and its implementation with PyTorch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from quintet.train.parallel.shard import unsharded
 
 
 class Engine(Protocol):
-    """The steps of a run on its devices, and the state that a checkpoint holds."""
+    """Takes the optimizer steps of a run, and has the state that a checkpoint stores."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -40,25 +40,31 @@ class Engine(Protocol):
         ...
 
     def accumulate(self, batch: Batch, step: int) -> Tensor:
-        """Run forward and backward over ``batch``, this process's part of the batch of ``step``, and add its gradients;
-        returns the loss of the whole batch, an fp32 scalar on the device."""
+        """Run forward and backward passes over ``batch``, this process's part of the batch of ``step``.
+
+        Returns the loss of the whole batch, an fp32 scalar on the device: the sum over its valid targets divided by
+        their number, however the batch is divided into micro-batches and processes.
+        """
         ...
 
     def update(self, rate: float, step: int) -> tuple[Tensor, Tensor]:
-        """Clip the gradients and take the optimizer's ``step`` with the learning rate ``rate``; returns the gradient's
-        norm before clipping, and 1.0 if the step was left out because it is not finite, fp32 scalars on the device."""
+        """Clip the gradients, take the optimizer's ``step`` with the learning rate ``rate``, and zero the gradients.
+
+        Returns the gradient norm before clipping, and 1.0 if the step was skipped because that is not finite: fp32
+        scalars on the device.
+        """
         ...
 
     def unsharded(self) -> AbstractContextManager[None]:
-        """Let every process use the whole model within the context, all of them in the same order."""
+        """Gather the weights within the context, in which all processes must use the model in the same order."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """The weights that are trained, "model", and the optimizer's state, "optimizer", by the names of parameters."""
+        """Return the trainable weights under "model" and the optimizer's state under "optimizer", by parameter name."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Take what `state` returned."""
+        """Load what `state` returned."""
         ...
 
 
@@ -66,9 +72,9 @@ class Engine(Protocol):
 class MicroBatch:
     """Part ``index`` of the batch of ``step`` on one device.
 
-    ``inputs``, ``targets`` and, where a mask reads them, ``documents`` are int64 [samples, length], ``prompts`` bool of
-    that shape. ``valid`` counts the targets with a loss in the whole batch, over all processes, and ``sample`` is the
-    number of the part's first sample in the batch.
+    ``inputs``, ``targets`` and ``documents`` are int64 [samples, length], ``prompts`` bool of that shape; the last two
+    are None if no attention mask reads them. ``valid`` is the number of targets in the whole batch, over all processes.
+    ``sample`` is the number of the part's first sample in that batch.
     """
 
     step: int
@@ -84,23 +90,23 @@ class MicroBatch:
 def micro_batches(batch: Batch, step: int, size: int, device: torch.device, first: int = 0) -> Iterator[MicroBatch]:
     """Yield the consecutive parts of ``batch``, ``size`` samples each, on ``device``, numbered from ``first``."""
     arrays = (batch.inputs, batch.targets, batch.documents, batch.prompts)
-    inputs, targets, *more = (None if one is None else to_device(torch.as_tensor(one), device) for one in arrays)
+    inputs, targets, *masks = (None if array is None else to_device(torch.as_tensor(array), device) for array in arrays)
     assert inputs is not None
     assert targets is not None
     for index, start in enumerate(range(0, len(inputs), size), first):
         rows = slice(start, start + size)
-        documents, prompts = (None if one is None else one[rows] for one in more)
+        documents, prompts = (None if mask is None else mask[rows] for mask in masks)
         sample = first * size + start
         yield MicroBatch(step, index, sample, inputs[rows], targets[rows], documents, prompts, batch.valid)
 
 
 def share_of_loss(loss_module: nn.Module, part: MicroBatch, config: RunConfig, compute: Compute) -> Tensor:
-    """Run the forward pass of ``part``; returns its share of the loss of the whole batch, an fp32 scalar.
+    """Run the forward pass of ``part``; return its share of the loss of the whole batch, an fp32 scalar.
 
-    Dropout is keyed by the step and the sample's number in the batch; that from PyTorch's generator, as for attention
-    weights, by the step and the part.
+    Dropout is keyed by the step and the sample's number in the batch. Dropout from PyTorch's own generator, as of
+    attention weights, is keyed by the step and the part.
     """
-    # torch.manual_seed writes down a call stack for each kind of device that is not in use: an eighth of a tiny step.
+    # torch.manual_seed records a call stack for each unused kind of device, which takes an eighth of a tiny step.
     seeded = torch.default_generator if part.inputs.device.type == "cpu" else torch
     seeded.manual_seed(key(config.seed, "dropout", part.step, part.index))  # pyright: ignore[reportUnknownMemberType]
     base = key(config.seed, "dropout", part.step)
@@ -110,10 +116,10 @@ def share_of_loss(loss_module: nn.Module, part: MicroBatch, config: RunConfig, c
 
 
 class TorchEngine:
-    """PyTorch alone: ``loss_module`` is a LossModule by itself, within DistributedDataParallel, or sharded.
+    """The engine of PyTorch: ``loss_module`` is a LossModule, inside DistributedDataParallel or sharded if need be.
 
-    ``shape`` is this process's part of a batch. ``take_step`` gets the gradient's norm, an fp32 scalar, takes the
-    optimizer's step and returns 1.0 if it left it out; `step_if_finite` when not given.
+    ``shape`` is this process's part of a batch. ``take_step`` takes the optimizer's step, given the gradient's norm;
+    None is `step_if_finite`.
     """
 
     def __init__(
@@ -132,25 +138,25 @@ class TorchEngine:
         self.config, self.shape, self.compute = config, shape, compute
 
     def unsharded(self) -> AbstractContextManager[None]:
-        """See ``Engine``."""
         return unsharded(self.loss_module)
 
     def state(self) -> dict[str, Any]:
-        """See ``Engine``."""
         return {
             "model": trained_weights(self.model),
             "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """See ``Engine``."""
         set_weights(self.model, state["model"])
         set_optimizer_state_dict(self.model, self.optimizer, optim_state_dict=state["optimizer"])
 
     @contextmanager
-    def _passes(self, *, last: bool) -> Generator[None]:
-        """Send gradients to the other processes with the last pass of a batch; within a group of processes that share
-        a gradient with each pass, lest every one of them keep the whole of it, unless the run file says otherwise."""
+    def _gradient_sync(self, *, last: bool) -> Generator[None]:
+        """Send gradients to the other processes in the ``last`` pass of a batch.
+
+        Processes that shard a gradient reduce it in each pass, so that none keeps all of it, unless `reduce_passes`
+        says otherwise.
+        """
         if isinstance(self.loss_module, FSDPModule):
             each = getattr(self.config.parallel, "reduce_passes", "each") == "each"
             self.loss_module.set_requires_gradient_sync(last or each)
@@ -162,17 +168,13 @@ class TorchEngine:
         yield
 
     def accumulate(self, batch: Batch, step: int) -> Tensor:
-        """Run forward and backward (see ``Engine``); returns an fp32 scalar. The loss is the sum over the valid targets
-        of the whole batch divided by their number; dropout is keyed by the step and the sample's number in the batch,
-        so that neither depends on how the batch is divided."""
         loss = torch.zeros((), device=self.compute.device)
         first, last = rank() * self.shape.accumulation, self.shape.accumulation - 1
-        for number, part in enumerate(
-            micro_batches(batch, step, self.shape.micro_batch_size, self.compute.device, first)
-        ):
-            with self._passes(last=number == last):
+        parts = micro_batches(batch, step, self.shape.micro_batch_size, self.compute.device, first)
+        for number, part in enumerate(parts):
+            with self._gradient_sync(last=number == last):
                 share = share_of_loss(self.loss_module, part, self.config, self.compute)
-                # The wrappers take the mean of the processes' gradients, and the loss is their sum.
+                # DDP and FSDP average the gradients over the processes, and the loss is a sum over them.
                 self.scaler.scale(share * world_size()).backward()  # pyright: ignore[reportUnknownMemberType]
             loss += share.detach()
         if world_size() > 1:
@@ -180,7 +182,6 @@ class TorchEngine:
         return loss
 
     def update(self, rate: float, step: int) -> tuple[Tensor, Tensor]:
-        """Clip, step and zero the gradients; returns two fp32 scalars (see ``Engine``)."""
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -201,12 +202,10 @@ class TorchEngine:
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
-    """Take one optimizer step, unless the gradient's ``norm`` is not finite; returns 1.0 if it was left out.
+    """Take one optimizer step if the gradient's ``norm`` is finite; return 1.0 if it was skipped.
 
-    Both are fp32 scalars on the device.
-
-    A fused kernel decides by itself from ``found_inf``, so that the host never waits for the norm. For any other
-    optimizer the host looks at the norm.
+    Both are fp32 scalars on the device. A fused kernel reads ``found_inf`` on the device, so the host does not wait for
+    the norm. For any other optimizer it does.
     """
     found_inf = (~torch.isfinite(norm)).float()
     if all(group.get("fused") for group in optimizer.param_groups):

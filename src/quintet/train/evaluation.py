@@ -1,7 +1,7 @@
-"""Measurements after a step: validation, samples, text modelling and benchmarks, and the loss on a fixed batch.
+"""Measurements after a step: validation, samples, text modelling, text generation and benchmarks.
 
-The checkpoint of a step is written first. It names what is still due, so that a run that is killed meanwhile measures
-it when it continues, and gets the facts that follow from each measurement, as the best loss, as soon as it is made.
+The checkpoint of a step is written before its measurements and names those that are due, so that a run that is killed
+meanwhile makes them when it continues. After each measurement the checkpoint is updated with its result.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BENCHMARKS = "benchmarks"
 
 
 def due_after(run: Run, step: int) -> list[str]:
-    """Return the names of the measurements that are due after ``step``, in their order."""
+    """Return the names of the measurements that are due after ``step``, in order."""
     asked = asks_benchmarks(run.config, step, run.steps)
     evaluate = run.config.evaluate
     due = {
@@ -47,7 +47,7 @@ def due_after(run: Run, step: int) -> list[str]:
         WRITING: asked and evaluate.text_generation is not None,
         BENCHMARKS: asked and bool(evaluate.tasks),
     }
-    return [name for name, wanted in due.items() if wanted]
+    return [name for name, is_due in due.items() if is_due]
 
 
 def asks_benchmarks(config: RunConfig, step: int, steps: int) -> bool:
@@ -59,9 +59,9 @@ def asks_benchmarks(config: RunConfig, step: int, steps: int) -> bool:
 
 
 def measure_due(run: Run) -> ValidationResult | None:
-    """Measure what is due after the current step; returns the validation if it is due.
+    """Make the measurements that are due after the current step; return the validation if it is among them.
 
-    A validation that fails ends the run, for the best checkpoint and the learning rate may depend on it; any other
+    A validation that fails ends the run, because the best checkpoint and the learning rate may depend on it. Any other
     failure is reported and counted, or raised with `evaluate.required`.
     """
     validation = None
@@ -80,7 +80,7 @@ def measure_due(run: Run) -> ValidationResult | None:
 
 
 def measure_weights(run: Run) -> ValidationResult | None:
-    """Measure the weights that there are in every way that `evaluate` asks for; returns the validation, if any."""
+    """Make all measurements of the section `evaluate` with the current weights; return the validation, if any."""
     with run.engine.unsharded():
         validation = validate_run(run)
         measure_text(run)
@@ -90,7 +90,7 @@ def measure_weights(run: Run) -> ValidationResult | None:
 
 
 def look_at_start(run: Run) -> None:
-    """Validate, and write the samples that go with it, before the first step."""
+    """Validate before the first step, and write samples if they accompany validations."""
     with run.engine.unsharded():
         validate_run(run)
         if run.intervals.sample_every is None:
@@ -98,22 +98,22 @@ def look_at_start(run: Run) -> None:
 
 
 def _done(run: Run, name: str) -> None:
-    run.progress = replace(run.progress, due=[one for one in run.progress.due if one != name])
+    run.progress = replace(run.progress, due=[other for other in run.progress.due if other != name])
     run.checkpointer.amend(run.progress)
 
 
 def _attempt(run: Run, name: str) -> None:
-    """Measure ``name``. A failure in one process is told to all, so that they go on or end together."""
+    """Make the measurement ``name``. All processes learn of a failure in one, so that they continue or end together."""
     required = run.config.evaluate.required
     try:
         _MEASURES[name](run)
-    except Exception as error:  # whatever a measurement does, the run is worth more
+    except Exception as error:  # a failed measurement must not end the run
         failure = one_line(error, typed=not isinstance(error, UserError))
         all_gather(failure)
         if required:
             raise
     else:
-        failure = next((one for one in all_gather("") if one), None)
+        failure = next((text for text in all_gather("") if text), None)
         if failure is None:
             return
         if required:
@@ -139,7 +139,7 @@ def _report(
 
 
 def validate_run(run: Run) -> ValidationResult | None:
-    """Validate, print and track the result, and remember what follows from it; None where nothing is held out."""
+    """Validate, print and track the result, and update the progress; return None if no data is held out."""
     if run.validation is None:
         return None
     result = validate(
@@ -152,14 +152,14 @@ def validate_run(run: Run) -> ValidationResult | None:
     )
     if run.progress.step:
         _note_validation(run, result.of(run.config.evaluate.best_by))
-    if run.peak_flops_is_measured:  # a busy neighbour at the start would make the peak too low for the whole run
+    if run.peak_flops_is_measured:  # other work on the machine may have made the first figure too low
         run.peak_flops = max(run.peak_flops, measure_peak_flops(run.compute, 0.1))
     _report(run, f"validation: {result}", result)
     return result
 
 
 def _note_validation(run: Run, result: ValidationResult) -> None:
-    """Remember what follows for the best checkpoint and the learning rate from the validation after a step."""
+    """Update the best checkpoint and the state of the learning rate after a validation."""
     if not result.tokens:
         return
     progress = run.progress.validated(result.loss)
@@ -171,9 +171,9 @@ def _note_validation(run: Run, result: ValidationResult) -> None:
 
 
 def measure_text(run: Run) -> TextModeling | None:
-    """Measure, print and track what `evaluate.text_modeling` asks for; None where it asks for nothing.
+    """Measure, print and track `evaluate.text_modeling`; return None if the run file has no such section.
 
-    Raises UserError where there is no text.
+    Raises UserError if there is no text.
     """
     section = run.evaluate.text_modeling
     if section is None:
@@ -185,8 +185,10 @@ def measure_text(run: Run) -> TextModeling | None:
 
 
 def measure_writing(run: Run) -> WrittenTexts | None:
-    """Measure the texts that the model writes after the prompts of `evaluate.text_generation`, say and track the
-    figures and the texts; None where it asks for nothing."""
+    """Generate texts after the prompts of `evaluate.text_generation`, measure, print and track them.
+
+    Returns None if the run file has no such section.
+    """
     section = run.evaluate.text_generation
     if section is None:
         return None
@@ -198,9 +200,9 @@ def measure_writing(run: Run) -> WrittenTexts | None:
 
 
 def measure_benchmarks(run: Run) -> Benchmarks | None:
-    """Measure `evaluate.tasks`, print and track the figures; None where there are none to measure.
+    """Measure, print and track the benchmarks of `evaluate.tasks`; return None if there are none.
 
-    A benchmark that cannot be measured is reported, counted and left out. Raises UserError for a model that gives texts
+    A benchmark that cannot be measured is reported, counted and skipped. Raises UserError for a model that gives texts
     no likelihood, and with `evaluate.required` for a benchmark that cannot be measured.
     """
     config = run.evaluate
@@ -219,7 +221,7 @@ def measure_benchmarks(run: Run) -> Benchmarks | None:
 
 
 def eval_options(config: RunConfig, part: EvaluateConfig) -> EvalOptions:
-    """Return the options of the benchmarks in ``part``, the section `evaluate` of ``config``."""
+    """Return the options of the benchmarks in ``part``, the section `evaluate` of ``config`` or its trial."""
     return EvalOptions(
         tasks=part.tasks,
         samples=part.task_samples,
@@ -238,10 +240,10 @@ _MEASURES: dict[str, Callable[[Run], object]] = {
 
 
 def try_measurements(run: Run) -> None:
-    """Try the measurements before the first step, as far as they can be.
+    """Check the inputs of all measurements before the first step.
 
-    Raises UserError for sample prompts, measured texts and items of benchmarks that the tokenizer cannot write, for a
-    run without a target to learn from, and for a best loss for which nothing is measured.
+    Raises UserError for sample prompts, texts and benchmark items that the tokenizer cannot encode, for a run without a
+    valid target, and for a best loss that no sample contributes to.
     """
     if run.progress.step == 0:
         _check_targets(run)
@@ -262,7 +264,7 @@ def try_measurements(run: Run) -> None:
 
 
 def _check_targets(run: Run) -> None:
-    """Raise UserError where no target of any step has a loss; usually the first batch has one, and no other is read."""
+    """Raise UserError if no step has a valid target. Usually the first batch has one, and no other is read."""
     steps = run.schedule_steps
     tried = 1 if run.config.data.fixed_batch else steps
     if not broadcast_from_rank0(lambda: any(run.whole_batch(step).valid for step in range(1, tried + 1))):
@@ -274,17 +276,19 @@ def _check_targets(run: Run) -> None:
 
 
 def _check_validation(run: Run) -> None:
-    """Report if no sample to validate on has a target with a loss. Raise UserError if the schedule or the best
-    checkpoint depends on that loss."""
+    """Report if no held-out sample has a valid target.
+
+    Raises UserError if the schedule or the best checkpoint depends on that loss.
+    """
     if run.validation is None:
         return
-    evaluate, found, rows = run.config.evaluate, set[str](), 0
+    evaluate, measured, rows = run.config.evaluate, set[str](), 0
     for plain in run.validation.batches(run.config.validation_batch_size, evaluate.samples):
         batch = run.objective.prepare(plain, "validation", first_row=rows)
         rows += len(batch.inputs)
-        measured = batch.sources[(batch.targets != IGNORED).any(1)]
-        found |= {run.validation.labels[source] for source in measured.tolist()}
-        if evaluate.best_by in found or (found and evaluate.best_by is None):
+        sources = batch.sources[(batch.targets != IGNORED).any(1)]
+        measured |= {run.validation.labels[source] for source in sources.tolist()}
+        if evaluate.best_by in measured or (measured and evaluate.best_by is None):
             return
     mend = "take more samples (evaluate.samples), hold more out (data.validation), or lengthen data.sequence_length"
     nothing = "has a target with a loss"
@@ -301,9 +305,9 @@ def _check_validation(run: Run) -> None:
 
 
 def lowest_loss(config: RunConfig, batch: Batch) -> float:
-    """The lowest loss, in nats a token, that any model of ``config`` can reach on ``batch``.
+    """Return the lowest loss, in nats a token, that any model of ``config`` can reach on ``batch``.
 
-    It may be out of reach for a model with a window or without positions, which sees less than is counted here.
+    A model with an attention window or without positions sees less than is counted here, and may not reach it.
     """
     model = config.model
     if model.kind == "huggingface":
@@ -318,7 +322,7 @@ def lowest_loss(config: RunConfig, batch: Batch) -> float:
 
 
 def introduction(config: RunConfig, batch: Batch) -> str:
-    """Return a line on the only ``batch`` of a run. Raises UserError if there is nothing to learn from it."""
+    """Return a line about the only ``batch`` of a run. Raises UserError if it has no valid target."""
     if not batch.valid:
         raise UserError("data.fixed_batch: no target of the first batch has a loss; change `seed`, or set it to false")
     return (
@@ -328,7 +332,7 @@ def introduction(config: RunConfig, batch: Batch) -> str:
 
 
 def conclusion(run: Run) -> str:
-    """Return a line on the loss of a run on its only batch, for the end of the run."""
+    """Return a line about the final loss of a run on its only batch."""
     batch = run.whole_batch(1)
     loss, lowest = fixed_loss(run, batch), lowest_loss(run.config, batch)
     return (
@@ -339,7 +343,7 @@ def conclusion(run: Run) -> str:
 
 @torch.no_grad()
 def fixed_loss(run: Run, batch: Batch) -> float:
-    """Mean cross-entropy of the run's model on ``batch``, in nats a token, without dropout and smoothing."""
+    """Return the mean cross-entropy on ``batch``, in nats a token, without dropout and smoothing."""
     parts = np.arange(len(batch.inputs)) // run.config.batch.micro_batch_size
     with evaluation_mode(run.model):
         losses = [

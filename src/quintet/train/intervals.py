@@ -1,4 +1,4 @@
-"""The steps after which a run validates, writes samples and checkpoints, and logs; and the counts of a trial."""
+"""The steps after which a run validates, writes samples, saves and logs; and the limits of a trial."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from quintet.evaluate.harness.names import items_of
 
 @dataclass(frozen=True)
 class Trial:
-    """The counts of a trial of a run (`quintet check --try`): it ends after ``steps``, which have the batches and the
-    learning rates of the whole run, and measures at most ``samples`` of the validation, ``items`` of each benchmark and
-    ``bytes`` of each topic of text."""
+    """The limits of a trial of a run (`quintet check --try`).
+
+    It ends after ``steps``, with the batches and the learning rates of the whole run. It measures at most ``samples``
+    of the validation, ``items`` of each benchmark and ``bytes`` of each topic of text.
+    """
 
     steps: int
     samples: int = 8
@@ -23,7 +25,7 @@ class Trial:
     bytes: int = 2000
 
     def shortened(self, evaluate: EvaluateConfig) -> EvaluateConfig:
-        """``evaluate`` with at most these counts."""
+        """Return ``evaluate`` within these limits."""
         text, writing = evaluate.text_modeling, evaluate.text_generation
         counts = {
             "samples": min(evaluate.samples or self.samples, self.samples),
@@ -38,7 +40,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Intervals:
-    """The periods of a run in steps; None where something never happens on the way."""
+    """The periods of a run in steps; None for what happens only at the ends, if at all."""
 
     steps: int
     log_every: int
@@ -51,7 +53,8 @@ class Intervals:
     save_at_end: bool
 
     def logs(self, step: int) -> bool:
-        """True if the progress line is due after ``step``, and its training metrics for the trackers of `track`."""
+        """True if a log point is due after ``step``: a progress line, and training metrics for the trackers of
+        `track`."""
         return step % self.log_every == 0
 
     def validates(self, step: int) -> bool:
@@ -62,35 +65,35 @@ class Intervals:
         return self.validate_every is not None and since >= 0 and since % self.validate_every == 0
 
     def samples(self, step: int) -> bool:
-        """True if samples are due after ``step``: with each validation if they have no period of their own."""
+        """True if samples are due after ``step``; with each validation if they have no period of their own."""
         if self.sample_every is None:
             return self.validates(step)
         return step == self.steps or step % self.sample_every == 0
 
     def saves(self, step: int) -> bool:
-        """True if a checkpoint is due after ``step`` by its number."""
+        """True if a checkpoint is due after ``step`` by the step's number."""
         if step == self.steps and self.save_at_end:
             return True
         return any(step % every == 0 for every in self._save_periods)
 
     @property
     def first_saved(self) -> int:
-        """The first step after which a checkpoint is due by its number."""
+        """The first step after which a checkpoint is due."""
         return min([self.steps, *self._save_periods])
 
     def saved(self) -> int:
-        """Return the number of checkpoints that are due by the numbers of their steps."""
-        found = {step for period in self._save_periods for step in range(period, self.steps + 1, period)}
-        return len(found | ({self.steps} if self.save_at_end else set[int]()))
+        """Return the number of checkpoints that are due in the run."""
+        steps = {step for period in self._save_periods for step in range(period, self.steps + 1, period)}
+        return len(steps | ({self.steps} if self.save_at_end else set[int]()))
 
     @property
     def _save_periods(self) -> list[int]:
-        """Steps from one checkpoint to the next, of each of the periods that there are."""
+        """The periods of checkpoints, in steps."""
         return [every for every in (self.save_every, self.save_every_part) if every is not None]
 
 
 def intervals_of(config: RunConfig, steps: int, epoch_samples: int) -> Intervals:
-    """The intervals of the run of ``config`` that has ``steps``, and ``epoch_samples`` samples to train on."""
+    """Return the intervals of the run of ``config`` with ``steps`` and ``epoch_samples`` training samples."""
 
     def period(duration: int | float | None) -> int | None:
         return None if duration is None else steps_of(duration, steps)

@@ -14,7 +14,7 @@ from quintet.config.optimizer import OptimizerConfig, TorchOptimizerConfig
 from quintet.errors import UserError, nearest
 from quintet.libraries import check_arguments, check_name, refusals_of, require
 
-_OURS = {
+_SET_BY_QUINTET = {
     "params": "",
     "lr": "is optimizer.lr",
     "weight_decay": "is optimizer.weight_decay",
@@ -22,10 +22,10 @@ _OURS = {
     "capturable": "is for CUDA graphs, which are not used",
     "differentiable": "is for training through the optimizer, which is not done",
 }
-_AGAIN = "it computes the loss or its gradient again within a step"
+_SECOND_PASS = "it computes the loss or its gradient again within a step"
 _WRAPS = "it wraps another optimizer"
 _MATRICES = "it is for hidden matrices alone"
-_NOT_KEPT = "it has a state that a checkpoint does not bring back, so that a continued run would differ"
+_NOT_RESUMABLE = "it has a state that a checkpoint does not bring back, so that a continued run would differ"
 _RATE_0 = "it cannot keep the weights where they are while the learning rate is 0"
 _OTHER_WEIGHTS = "it trains other weights than those that are to be evaluated"
 
@@ -34,22 +34,22 @@ def _each(reason: str, names: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), reason)
 
 
-# By library and class: why no run can have it. A test asks it of each class of both.
+# The reason why a run cannot use a class, by library and class. A test checks each class of both libraries.
 _NOT_FOR_A_RUN: dict[str, dict[str, str]] = {
     "torch.optim": {
         "Optimizer": "it is the base of the others",
-        "LBFGS": _AGAIN,
+        "LBFGS": _SECOND_PASS,
         "SparseAdam": "it is for sparse gradients",
         "Muon": _MATRICES,
     },
     "pytorch_optimizer": {
-        **_each(_AGAIN, "AdaHessian AdaLOMO AliG BSAM FriendlySAM GSAM LOMO LookSAM SAM SophiaH WSAM"),
+        **_each(_SECOND_PASS, "AdaHessian AdaLOMO AliG BSAM FriendlySAM GSAM LOMO LookSAM SAM SophiaH WSAM"),
         **_each(_WRAPS, "Lookahead Magma OrthoGrad PCGrad SafeFP16Optimizer ScheduleFreeWrapper TRAC"),
         **_each(_MATRICES, "AdaGO AdaMuon DistributedMuon MuonClip NorMuon SpectralSphere"),
         **_each(_OTHER_WEIGHTS, "ScheduleFreeAdamW ScheduleFreeRAdam ScheduleFreeSGD"),
         **_each(_RATE_0, "FTRL Gravity Nero SRMM"),
         **_each(
-            _NOT_KEPT,
+            _NOT_RESUMABLE,
             "AdaShift Conda DAdaptSGD EmoFact EmoLynx EmoNavi Kron MADGRAD SPAM SaRA ScalableShampoo StableSPAM",
         ),
         "Ranger21": "it has a schedule of the learning rate of its own",
@@ -59,25 +59,25 @@ _NOT_FOR_A_RUN: dict[str, dict[str, str]] = {
         "LoRARite": "it is for the two factors of adapters, side by side",
     },
 }
-# PyTorch 2.13 cannot step sharded weights with them: their in-place operations change a tensor's placements.
+# PyTorch 2.13 cannot step sharded weights with these: their in-place operations change a tensor's placements.
 _WHOLE_WEIGHTS = ("Adafactor", "Rprop")
-# Of pytorch_optimizer, those that treat each number by itself, with operations that DTensor has.
-_BY_ITSELF = (
+# The elementwise optimizers of pytorch_optimizer whose operations DTensor has.
+_ELEMENTWISE = (
     "AccSGD AdEMAMix AdaBelief AdaBound AdaMod AdaPNM AdamC AdamG AdamS AggMo Ano BCOS EXAdam FOCUS "
     "Grams GrokFastAdamW Kate LaProp Lion MSVAG PAdam PID PNM QHAdam QHM SGDW SignSGD SimplifiedAdEMAMix Tiger VSGD "
     "Yogi"
 )
-# Their fused kernels read ``found_inf`` and leave out the step themselves; that of SGD would begin with a momentum that
-# nobody set if the first step were left out.
+# Their fused kernels read ``found_inf`` and skip the step themselves. If SGD's kernel skipped the first step, it would
+# start with an uninitialised momentum.
 _FUSED = ("Adam", "AdamW")
 
 
 def library_optimizer(
     config: TorchOptimizerConfig, decaying: list[nn.Parameter], free: list[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """The optimizer of the class that ``config`` names over the parameters that decay and those that do not.
+    """Build the optimizer that ``config`` names over the ``decaying`` parameters and those ``free`` of decay.
 
-    Raises UserError when there is none for a run, or it refuses the arguments.
+    Raises UserError if no run can use the class, or if it refuses the arguments.
     """
     check_optimizer(config)
     chosen = _class_of(config.name)
@@ -92,14 +92,16 @@ def library_optimizer(
 
 
 def check_optimizer(config: TorchOptimizerConfig) -> None:
-    """Raise UserError when neither library has such a class for a run, or the class does not take the arguments, and
-    NotHere when it may be one of pytorch_optimizer, which is not installed."""
+    """Raise UserError if no run can use the class, or if it does not take the arguments.
+
+    Raises NotHere if the class may be in pytorch_optimizer, which is not installed.
+    """
     chosen = _class_of(config.name)
     problems: list[str] = []
     if config.weight_decay and not _decays(chosen):
         problems.append(f"optimizer.weight_decay: {config.name} has none; leave it out")
     try:
-        check_arguments("optimizer.arguments", config.name, chosen, config.arguments, _OURS)
+        check_arguments("optimizer.arguments", config.name, chosen, config.arguments, _SET_BY_QUINTET)
     except UserError as error:
         problems += error.problems
     if problems:
@@ -107,11 +109,11 @@ def check_optimizer(config: TorchOptimizerConfig) -> None:
 
 
 def check_sharded(config: OptimizerConfig) -> None:
-    """Raise UserError when the optimizer cannot step weights that FSDP or HSDP spreads."""
+    """Raise UserError if the optimizer cannot step weights that FSDP or HSDP shards."""
     if not isinstance(config, TorchOptimizerConfig):
         return
     own = in_torch(config)
-    if config.name in _WHOLE_WEIGHTS or not (own or config.name in _BY_ITSELF.split()):
+    if config.name in _WHOLE_WEIGHTS or not (own or config.name in _ELEMENTWISE.split()):
         whose = "PyTorch's " if own else ""
         raise UserError(
             f"optimizer.name: {whose}{config.name} cannot step weights that are spread over devices; take another "
@@ -120,17 +122,17 @@ def check_sharded(config: OptimizerConfig) -> None:
 
 
 def in_torch(config: TorchOptimizerConfig) -> bool:
-    """True if the optimizer is of torch.optim, False if it is of pytorch_optimizer."""
+    """Return True if the optimizer is in torch.optim, False if it is in pytorch_optimizer."""
     return config.name in vars(torch.optim)
 
 
 def has_momentum(config: TorchOptimizerConfig) -> bool:
-    """True if the class has a momentum or betas. Raises as `check_optimizer` does for a name that is none."""
+    """Return True if the class has a momentum or betas. Raises as `check_optimizer` does for an unknown name."""
     return bool({"momentum", "betas"} & set(inspect.signature(_class_of(config.name)).parameters))
 
 
 def state_after_step(config: TorchOptimizerConfig, shape: torch.Size) -> Any:
-    """The state that the optimizer keeps for a parameter of ``shape`` after one step: tensors, in lists and by name."""
+    """Return the optimizer's state of a parameter of ``shape`` after one step: tensors by name, some in lists."""
     parameter = nn.Parameter(torch.zeros(shape))
     parameter.grad = torch.zeros(shape)
     optimizer = library_optimizer(config, [parameter], [])
@@ -139,29 +141,29 @@ def state_after_step(config: TorchOptimizerConfig, shape: torch.Size) -> Any:
 
 
 def _class_of(name: str) -> Any:
-    """The class ``name`` of torch.optim, or of pytorch_optimizer where the former has none, in any case of letters."""
+    """Return the class ``name`` of torch.optim, or of pytorch_optimizer if torch.optim has no such class."""
     known = _classes(torch.optim)
-    _check_fit(name, torch.optim)
-    if name.lower() not in {one.lower() for one in known}:
+    _check_usable(name, torch.optim)
+    if name.lower() not in map(str.lower, known):
         close = nearest(name, known)
         otherwise = f"take {close} if that is meant" if close else "take one of torch.optim"
         what = f"optimizer.name: {name}, which torch.optim does not have,"
         library = require("pytorch_optimizer", "optimizers", what, otherwise)
-        _check_fit(name, library)
-        known |= {one: found for one, found in _classes(library).items() if one not in known}
+        _check_usable(name, library)
+        known = _classes(library) | known
     check_name("optimizer.name", name, list(known), "torch.optim")
     return known[name]
 
 
-def _check_fit(name: str, library: ModuleType) -> None:
-    """Raise UserError with the reason if no run can have the class ``name`` of ``library``."""
+def _check_usable(name: str, library: ModuleType) -> None:
+    """Raise UserError with the reason if no run can use the class ``name`` of ``library``."""
     reason = _NOT_FOR_A_RUN[library.__name__].get(name)
     if reason is not None:
         raise UserError(f"optimizer.name: {library.__name__} has no {name!r} for a run: {reason}; take another one")
 
 
 def _classes(library: ModuleType) -> dict[str, Any]:
-    """The classes of ``library`` that a run can have."""
+    """Return the classes of ``library`` that a run can use."""
     return {
         name: found
         for name, found in vars(library).items()

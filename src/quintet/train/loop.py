@@ -30,7 +30,7 @@ from quintet.train.validation import ValidationResult
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a run: its last validation if there is held-out data, and the signal that stopped it, if any."""
+    """The result of a run: its last validation if it holds data out, and the signal that stopped it, if any."""
 
     run: Run
     validation: ValidationResult | None
@@ -44,12 +44,11 @@ def train(
     trial: Trial | None = None,
     peak_flops: float | None = None,
 ) -> Outcome:
-    """Train the run of ``config``, from its last checkpoint if there is one, to its last step or until interrupted;
-    with `evaluate.only` validate it and leave it as it is.
+    """Train the run of ``config`` from its last checkpoint, if there is one, to its last step or a signal.
 
-    ``original`` is the dialect's file from which the run file was translated. A ``trial`` ends after its steps. The
-    share of peak refers to ``peak_flops`` of a device, in FLOP/s; this device is measured if None. Raises UserError for
-    all that the user can mend.
+    With `evaluate.only` the run is evaluated and not changed. ``original`` is the dialect's file from which the run
+    file was translated. A ``trial`` ends after its steps. Model FLOPs utilisation refers to ``peak_flops`` of a device,
+    in FLOP/s, which is measured here if None. Raises UserError for each mistake that the user can fix.
     """
     steps = trainer_steps(config)
     with process_group(config), RunLock() as lock:
@@ -68,7 +67,7 @@ def train(
 
 
 def _measure_or_train(run: Run, stop_signal: StopSignal, steps: Steps) -> Outcome:
-    """Measure the weights of ``run`` with `evaluate.only`; otherwise train, with all that the run file asks for."""
+    """Evaluate the weights of ``run`` with `evaluate.only`; otherwise train it."""
     config = run.config
     if config.evaluate.only:
         return Outcome(run, measure_weights(run), stop_signal.signal)
@@ -76,7 +75,7 @@ def _measure_or_train(run: Run, stop_signal: StopSignal, steps: Steps) -> Outcom
         try_measurements(run)
     if config.evaluate.at_start and run.progress.step == 0:
         look_at_start(run)
-    validation = measure_due(run)  # what was due when the run was stopped or killed
+    validation = measure_due(run)  # what was due when the run was stopped
     validation = steps(run, stop_signal) or validation
     if run.progress.step == run.steps and not checkpoint_steps(run.checkpointer.folder):
         run.reporter.say("no checkpoint was kept, as `checkpoint` asks for none: the trained weights are gone")
@@ -87,21 +86,21 @@ def _measure_or_train(run: Run, stop_signal: StopSignal, steps: Steps) -> Outcom
 
 
 def take_steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
-    """Take the steps of ``run`` with Quintet's own loop; return the last validation, None if there was none."""
+    """Take the steps of ``run`` in Quintet's own loop; return the last validation, None if there was none."""
     callbacks = Callbacks(run, stop_signal)
-    while _steps_from_here(run, callbacks):
+    while _take_steps_until_rollback(run, callbacks):
         callbacks.rolled_back = False
     run.checkpointer.wait()
     return callbacks.validation
 
 
-def _steps_from_here(run: Run, callbacks: Callbacks) -> bool:
-    """Take the steps that are left; returns True if the run went back to a checkpoint and more are left again."""
+def _take_steps_until_rollback(run: Run, callbacks: Callbacks) -> bool:
+    """Take the remaining steps; return True if the run went back to a checkpoint, so that steps remain again."""
     first = run.progress.step
     with closing(prefetch(run.batch, first + 1, run.steps + 1)) as batches:
         for step, batch in enumerate(callbacks.rank_sync.over(batches), start=first + 1):
             if step in run.progress.spikes:
-                pass  # its batch is left out
+                pass  # its batch is skipped
             elif batch.valid:
                 rate = run.begin_step(step)
                 loss = run.engine.accumulate(batch, step)

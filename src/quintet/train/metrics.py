@@ -1,4 +1,4 @@
-"""Training metrics: kept on the device until a log point reads them, and handed to the trackers there."""
+"""Training metrics: kept on the device until a log point, then read and passed to the trackers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from quintet.train.spikes import Spike, look_for_spike
 
 @dataclass(frozen=True)
 class LogWindow:
-    """The steps since the last log point: a record for each, their mean ``loss``, NaN over none, and the speed.
-    ``last_skipped`` counts the steps at the end of which none had a finite gradient."""
+    """The steps since the last log point: a record for each, their mean ``loss`` (NaN over none), and the speed.
+
+    ``last_skipped`` is the number of steps at the end of the window without a finite gradient.
+    """
 
     records: list[tuple[int, dict[str, float]]]
     loss: float
@@ -32,13 +34,13 @@ class LogWindow:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens a second of training, validation and samples left out."""
+        """Tokens per second of training, without the time of validations and samples."""
         return self.tokens / max(self.seconds, 1e-9)
 
 
 @dataclass
 class MetricsBuffer:
-    """Collects device scalars step by step; reading them is the only point at which the host waits for the device."""
+    """Collects device scalars step by step. The host waits for the device only when it reads them."""
 
     _steps: list[int] = field(default_factory=list[int])
     _rates: list[float] = field(default_factory=list[float])
@@ -48,23 +50,23 @@ class MetricsBuffer:
     _since: float = field(default_factory=time.perf_counter)
 
     def add(self, step: int, rate: float, loss: Tensor, norm: Tensor, skipped: Tensor, tokens: int) -> None:
-        """Note one optimizer step: its learning rate, and as float scalars on the device, its loss, its
-        gradient's norm and 1.0 if it was not taken."""
+        """Record an optimizer step: its learning rate, and float scalars on the device: its loss, its gradient norm and
+        1.0 if it was skipped."""
         self._steps.append(step)
         self._rates.append(rate)
         self._scalars.append(torch.stack([loss.float(), norm.float(), skipped.float()]))
         self._tokens += tokens
 
     def add_without_target(self) -> None:
-        """Note a batch without a single valid target, from which nothing can be learnt."""
+        """Record a batch without a valid target."""
         self._masked += 1
 
     def restart(self) -> None:
-        """Start the clock anew, after work that is not training."""
+        """Restart the clock, after work that is not training."""
         self._since = time.perf_counter()
 
     def read(self) -> LogWindow:
-        """Everything since the last call."""
+        """Return the steps since the last call."""
         rows: list[list[float]] = as_list(torch.stack(self._scalars)) if self._scalars else []
         seconds = time.perf_counter() - self._since
         records = [
@@ -80,15 +82,15 @@ class MetricsBuffer:
 
 
 def log_metrics(run: Run, buffer: MetricsBuffer) -> Spike | None:
-    """Track and print what was measured since the last call; with a spike of the loss among it, only return that.
+    """Track and print the metrics since the last call; if there is a loss spike among them, only return that.
 
-    Raises UserError after so many steps without a finite gradient, one after the other, as `train.max_skipped` says.
+    Raises UserError after `train.max_skipped` consecutive steps without a finite gradient.
     """
     window = buffer.read()
     if (spike := look_for_spike(run, window.records)) is not None:
         return spike
     progress = run.progress
-    # Steps before this window count on where none of it was taken.
+    # Skipped steps before this window count on if all of its steps were skipped.
     before = progress.last_skipped if window.last_skipped == len(window.records) else 0
     run.progress = replace(
         progress,
@@ -106,8 +108,8 @@ def log_metrics(run: Run, buffer: MetricsBuffer) -> Spike | None:
     if (memory := peak_memory(run.compute.device)) is not None:
         speed["speed/memory_bytes"] = float(memory)
     for step, metrics in window.records:
-        whole = metrics | (speed if step == progress.step else {})
-        run.tracker.log(step, whole, log_point=run.intervals.logs(step))
+        record = metrics | (speed if step == progress.step else {})
+        run.tracker.log(step, record, log_point=run.intervals.logs(step))
     run.reporter.step(progress.step, run.steps, window.loss, speed)
     if window.last_skipped and run.progress.last_skipped >= min(run.config.train.max_skipped, max(2, run.steps)):
         raise UserError(_divergence(run))
@@ -115,7 +117,7 @@ def log_metrics(run: Run, buffer: MetricsBuffer) -> Spike | None:
 
 
 def _divergence(run: Run) -> str:
-    """Say that no step is taken any more, and what the first of those that were not was trained on."""
+    """Return the message that all last steps were skipped, with the samples of the first of them."""
     return (
         f"optimizer.lr: no gradient was finite in the last {run.progress.last_skipped} steps "
         f"(train.max_skipped), so training cannot go on; lower optimizer.lr, lengthen schedule.warmup_steps, or set "

@@ -1,4 +1,4 @@
-"""The model of a run: the run file's sizes, completed by those of the tokenizer, and what its blocks keep."""
+"""The model of a run, with the sizes that follow from run file and tokenizer, and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ def build_run_model(
 
 
 def drawn(model: TransformerConfig, weights: dict[str, Tensor] | None) -> TransformerConfig:
-    """``model``, initialised at random if it names trained weights and no ``weights`` [...] of any dtype are given."""
+    """Return ``model``, with random initialisation for trained weights if ``weights`` [...], of any dtype, are None."""
     if weights is None and isinstance(model.init, PretrainedInitConfig):
         return model.model_copy(update={"init": NormalInitConfig()})
     return model
 
 
 def run_bounds(config: RunConfig, tokenizer: Tokenizer) -> TextBounds:
-    """The ids around the texts that the model of ``config`` learns from."""
+    """Return the ids before and after the texts that the model of ``config`` is trained on."""
     return text_bounds(tokenizer, around_samples=getattr(config.data.packing, "add_bos_eos", False))
 
 
 def spelling_notes(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
-    """Return a line for each byte-level part of the model that reads less than all bytes of some ids."""
+    """Return a line for each byte-level part of the model that cuts the bytes of some ids."""
     if isinstance(config.model, HuggingFaceConfig):
         return []
     lengths = {part.bytes for part in config.model.byte_parts}
@@ -67,8 +67,8 @@ def spelling_notes(config: RunConfig, tokenizer: Tokenizer) -> list[str]:
 
 
 aten = torch.ops.aten
-# What costs most to compute again: matrix products and attention. All else of a block is kept nowhere.
-_KEPT = {
+# What is expensive to compute again: matrix products and attention.
+_SAVED = {
     aten.mm.default,
     aten.addmm.default,
     aten._scaled_dot_product_flash_attention.default,
@@ -79,10 +79,10 @@ _KEPT = {
 
 
 def checkpoint_activations(blocks: Iterable[nn.Module], how: ActivationCheckpointing) -> None:
-    """Let ``blocks`` keep less in training: with a number n each n-th block keeps only its input, with "selective" each
-    keeps its matrix products and attention; gradients stay the same bit for bit.
+    """Make ``blocks`` save fewer activations; gradients stay the same bit for bit.
 
-    The forward method is replaced instead of the block being wrapped, so that parameters keep their names.
+    With a number n each n-th block saves only its input. With "selective" each block saves its matrix products and
+    attention. The forward method is replaced, not the block wrapped, so that parameters keep their names.
     """
     if how == "none":
         return
@@ -94,7 +94,7 @@ def checkpoint_activations(blocks: Iterable[nn.Module], how: ActivationCheckpoin
 class _Checkpointed:
     def __init__(self, forward: Any, *, selective: bool) -> None:
         self._forward = forward
-        library = import_module("torch.utils.checkpoint")  # whose types PyTorch leaves open
+        library = import_module("torch.utils.checkpoint")  # PyTorch leaves its types open
         contexts = {"context_fn": partial(library.create_selective_checkpoint_contexts, _policy)} if selective else {}
         self._checkpoint: Any = partial(library.checkpoint, forward, use_reentrant=False, **contexts)
 
@@ -105,4 +105,4 @@ class _Checkpointed:
 
 
 def _policy(context: Any, operation: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operation in _SAVED else CheckpointPolicy.PREFER_RECOMPUTE

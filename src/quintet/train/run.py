@@ -1,4 +1,4 @@
-"""A run that is ready to train: what it consists of, and the batch and the rates of each step."""
+"""A run that is ready to train: its parts, and the batch and the rates of each step."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from quintet.train.schedule import dropout_rate, learning_rate, momentum
 
 @dataclass
 class Run:
-    """A run that is ready to train, and how far it is.
+    """A run that is ready to train, and its progress.
 
-    It ends after ``steps``. Learning rate and dropout follow ``schedule_steps``, which are more where a ``trial`` ends
-    early. Everywhere in training the first step is number 1 and ``progress.step`` is the last one taken; only the data
-    counts from 0, so that step s has its batch s - 1.
+    It ends after ``steps``. Learning rate and dropout follow ``schedule_steps``, which is larger if a ``trial`` ends
+    early. Steps count from 1, and ``progress.step`` is the last step taken. The batches of the data count from 0, so
+    step s gets batch s - 1.
     """
 
     config: RunConfig
@@ -66,37 +66,37 @@ class Run:
 
     @property
     def evaluate(self) -> EvaluateConfig:
-        """The section `evaluate` of the run file, with the counts of the trial if this is one."""
+        """The section `evaluate` of the run file, shortened if this is a trial."""
         return self.config.evaluate if self.trial is None else self.trial.shortened(self.config.evaluate)
 
     @property
     def bounds(self) -> TextBounds:
-        """Where the texts of this run begin and end."""
+        """The ids before and after the texts of this run."""
         return run_bounds(self.config, self.tokenizer)
 
     def batch(self, step: int) -> Batch:
-        """This process's part of the batch of ``step``, for a GPU in pinned memory.
+        """Return this process's part of the batch of ``step``, in pinned memory for a GPU.
 
-        The objective hides and masks here, on the host and ahead of the step, since all processes have to know how many
-        targets the whole batch has before any of them divides by it; on the device it computes the loss alone.
+        The objective hides and masks tokens here, on the host and before the step: every process must know the number
+        of targets of the whole batch before it divides the loss by it.
         """
         index = self.config.data.batch_index(step - 1)
         first_row = rank() * self.config.batch.samples // world_size()
-        found = self.objective.prepare(self.data.batch(index, rank(), world_size()), "train", index, first_row)
+        batch = self.objective.prepare(self.data.batch(index, rank(), world_size()), "train", index, first_row)
         if self.compute.device.type != "cuda":
-            return found
-        # Whoever prefetches batches pins them, so that the thread that starts kernels need not wait for it.
-        arrays = {name: getattr(found, name) for name in ("inputs", "targets", "documents", "prompts")}
-        fixed = {name: pinned(array, self.compute.device) for name, array in arrays.items() if array is not None}
-        return replace(found, **fixed)
+            return batch
+        # The thread that prefetches batches pins them, so the thread that launches kernels does not wait for it.
+        arrays = {name: getattr(batch, name) for name in ("inputs", "targets", "documents", "prompts")}
+        on_host = {name: pinned(array, self.compute.device) for name, array in arrays.items() if array is not None}
+        return replace(batch, **on_host)
 
     def whole_batch(self, step: int) -> Batch:
-        """The batch of ``step`` with the parts of all processes."""
+        """Return the batch of ``step`` with the parts of all processes."""
         index = self.config.data.batch_index(step - 1)
         return self.objective.prepare(self.data.batch(index), "train", index)
 
     def samples_line(self, step: int) -> str:
-        """Say which samples the batch of ``step`` has, and by which command they are shown."""
+        """Return a line with the samples of the batch of ``step`` and the command that shows them."""
         batch = self.config.batch.samples
         first = self.config.data.batch_index(step - 1) * batch
         sources, samples = self.data.order.at(np.arange(first, first + batch))
@@ -108,12 +108,12 @@ class Run:
         )
 
     def begin_step(self, step: int) -> float:
-        """Set the dropout and the momentum of ``step`` if they follow a schedule, and return its learning rate."""
+        """Set the dropout and the momentum of ``step`` if they have a schedule; return its learning rate."""
         schedule, highest, steps = self.config.schedule, self.config.optimizer.lr, self.schedule_steps
         dropout = dropout_rate(self.config.dropout_schedule, step, steps)
         if dropout is not None:
             set_dropout(self.model, dropout)
-        cycled = momentum(schedule, highest, step, steps)
-        if cycled is not None:
-            set_momentum(self.optimizer, cycled)
+        scheduled = momentum(schedule, highest, step, steps)
+        if scheduled is not None:
+            set_momentum(self.optimizer, scheduled)
         return learning_rate(schedule, highest, step, steps, self.progress.plateau)

@@ -1,6 +1,6 @@
-"""The folder of a run: what is written when it starts, and whether a run file may continue it.
+"""The folder of a run: the run file and its versions, and the check that a run file may continue the run.
 
-`quintet check` asks where the folder lies, so that PyTorch is imported by what needs it alone.
+`quintet check` uses this module, so it imports PyTorch only in functions.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from quintet.files import files_digest, is_unfinished, new_folder, remove, remov
 from quintet.system import __version__
 from quintet.train.checkpoint_files import Progress, last_checkpoint
 
-# What may change when a run is continued, for it does not change which function is minimised on which data, or only how
-# long: the losses that were there stay what an uninterrupted run would have had.
+# Keys that may change when a run is continued: they do not change what is minimised on which data, or only how long.
+# The losses so far stay those of an uninterrupted run.
 CONTINUABLE = (
     "runs_dir",
     "other_inputs",
     "data.cache_dir",
     "data.processes",
-    "data.stages",  # those that lie ahead; what the checkpoint was trained with is compared with what it says
+    "data.stages",  # future stages; those of the checkpoint are compared
     "train.steps",
     "train.tokens",
     "train.epochs",
@@ -55,7 +55,7 @@ CONTINUABLE = (
     "train.activation_checkpointing",
     "train.device",
     "train.max_skipped",
-    "train.on_spike",  # it judges the steps that lie ahead
+    "train.on_spike",  # it judges future steps
     "loss.chunk",
     "model.other_base",
     "train.log_every",
@@ -67,7 +67,7 @@ CONTINUABLE = (
     "track",
 )
 _NAME = re.compile(r"^name: .*?(?=  # |$)", re.MULTILINE)
-# Several ways to say one batch.
+# Several ways to set one batch size.
 _BATCH = ("train.batch_size", "train.batch_tokens", "train.batch_size_per_device", "train.batch_devices")
 
 
@@ -77,7 +77,7 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def settle_batch(config: RunConfig, devices: int) -> RunConfig:
-    """``config`` with the batch of the run that it continues, or else of the ``devices`` on which it starts."""
+    """Return ``config`` with the batch of the run that it continues, or of the ``devices`` on which it starts."""
     folder, each = run_folder(config), config.train.batch_size_per_device
     if each is not None and is_run(folder):
         began_on, rest = divmod(read_run_config(folder).batch.samples, each)
@@ -87,17 +87,15 @@ def settle_batch(config: RunConfig, devices: int) -> RunConfig:
 
 
 def find_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
-    """Return the folder of a run, new or not, and a line for each setting that changed since it was made.
+    """Return the folder of a run, new or not, and a line for each setting that changed since it started.
 
-    Nothing is written.
-
-    Raises UserError when the folder holds a run that ``config`` cannot continue, with every difference.
+    Writes nothing. Raises UserError with all differences if the folder holds a run that ``config`` cannot continue.
     """
     folder = run_folder(config)
     changes: list[str] = []
     if (folder / RUN_FILE).exists():
-        found, changed = _changed(folder, config)
-        same_batch = found.batch.samples == config.batch.samples
+        before, changed = _changed(folder, config)
+        same_batch = before.batch.samples == config.batch.samples
         fatal = [
             change
             for change in changed
@@ -109,25 +107,26 @@ def find_run_folder(config: RunConfig) -> tuple[Path, list[str]]:
                 f"{folder}: cannot be continued with another {fatal[0][0]}; choose another name (name=…) for a new run",
             )
         changes = [f"{key}: {old} → {new}" for key, old, new in changed]
-    elif folder.exists() and (others := [file.name for file in folder.iterdir() if not _is_beginning(file)]):
+    elif folder.exists() and (others := [file.name for file in folder.iterdir() if not _is_leftover(file)]):
         raise UserError(f"{folder}: holds {sorted(others)[0]} and no run; choose another name (name=…) or runs_dir")
     return folder, changes
 
 
-def _is_beginning(file: Path) -> bool:
-    """True if ``file`` is what a run that was killed in its first moments leaves in its folder, before its run file."""
+def _is_leftover(file: Path) -> bool:
+    """Return True if a run may leave ``file`` in its folder when it is killed before it has written its run file."""
     if file.name == "checkpoints":
         return not file.is_dir() or not any(file.iterdir())
-    # The earliest versions had the unfinished run file under a name of its own.
+    # The earliest versions gave the unfinished run file this other name.
     return file.name in ("tokenizer", ORIGINAL, ".running", f".{RUN_FILE}") or is_unfinished(file)
 
 
 def _changed(folder: Path, config: RunConfig) -> tuple[RunConfig, list[tuple[str, Any, Any]]]:
-    """The config of the run in ``folder`` as it was written, and the keys at which ``config`` is another.
+    """Return the config of the run in ``folder`` and its differences from ``config``: key, old and new value.
 
-    A path is the same that leads to the same file, from where the run began and from here; the name is the folder's.
+    Two paths are equal if they name the same file, the old one relative to the folder where the run started. The name
+    is not compared, because it is that of the folder.
     """
-    found = load_run_config([folder / RUN_FILE], reading=Reading(in_place=False)).config
+    written = load_run_config([folder / RUN_FILE], reading=Reading(in_place=False)).config
     began = working_folder(folder) or Path.cwd()
 
     def same(key: str, old: Any, new: Any) -> bool:
@@ -135,25 +134,25 @@ def _changed(folder: Path, config: RunConfig) -> tuple[RunConfig, list[tuple[str
         paths = name in (*INPUTS, "runs_dir") and isinstance(old, str) and isinstance(new, str)
         return key == "name" or (paths and os.path.abspath(began / old) == os.path.abspath(new))
 
-    return found, [change for change in differences(found, config) if not same(*change)]
+    return written, [change for change in differences(written, config) if not same(*change)]
 
 
 def write_run_file(
     config: RunConfig, folder: Path, original: Original | None, computes: str, inputs: Mapping[str, str] | None = None
 ) -> None:
-    """Make ``folder`` if it is not there, and write ``config`` into it, in place of what was there.
+    """Write ``config`` as the run file of ``folder``, which is created if need be.
 
-    For a dialect's file ``original`` each value has its origin as a comment, and the files themselves are kept, also
-    when the run is continued from its folder, unless something changed. ``computes`` says in which precision and on
-    which device this part of the run is computed, and ``inputs`` has the digests of what it begins with, by key.
+    For a file of a dialect, ``original``, each value gets its origin as a comment, and the files themselves are kept;
+    so they are when the run is continued from its folder, unless a value changed. ``computes`` names precision and
+    device of this part of the run, and ``inputs`` has the digests of its inputs by key.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
     _link_checkpoints(config, folder)
     began = Path.cwd()
-    if (there := (folder / RUN_FILE).is_file()) and (before := working_folder(folder)) is not None:
+    if (exists := (folder / RUN_FILE).is_file()) and (before := working_folder(folder)) is not None:
         began = before
-    if there and original is None and not _changed(folder, config)[1]:
+    if exists and original is None and not _changed(folder, config)[1]:
         lines = (folder / RUN_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
         body = "".join(dropwhile(lambda line: line.startswith("#") and not line.startswith(LINES_OF), lines))
         named = dump_run_config(config).partition("\n")[0]
@@ -165,7 +164,7 @@ def write_run_file(
 
 
 def _link_checkpoints(config: RunConfig, folder: Path) -> None:
-    """If `checkpoint.dir` names another folder, make the run's folder in it, and a link to that in ``folder``."""
+    """Link the checkpoints in ``folder`` to a folder of the run in `checkpoint.dir`, if that is set."""
     link = folder / "checkpoints"
     if config.checkpoint.dir is None or link.exists():
         return
@@ -178,32 +177,38 @@ def _link_checkpoints(config: RunConfig, folder: Path) -> None:
 
 def _continuable(key: str, config: RunConfig) -> bool:
     if config.schedule.kind == "plateau" and key.startswith("evaluate."):
-        return key in ("evaluate.at_start", "evaluate.at_end", "evaluate.batch_size")  # the others move the rate
+        return key in (
+            "evaluate.at_start",
+            "evaluate.at_end",
+            "evaluate.batch_size",
+        )  # the others affect the learning rate
     return any(key == name or key.startswith((name + ".", name + "[")) for name in CONTINUABLE)
 
 
 def inputs_of(config: RunConfig) -> dict[str, str]:
-    """Return digests of the files that the run of ``config`` begins with, by the key that names them: trained weights
-    and chat templates. Its token stores have fingerprints of their own."""
+    """Return digests of the trained weights and chat templates of ``config``, by their keys.
+
+    Token stores have fingerprints of their own.
+    """
     return _weights_of(config) | _templates_of(config)
 
 
 def _templates_of(config: RunConfig) -> dict[str, str]:
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for name in ("sources", "validation_sources"):
         for index, source in enumerate(getattr(config.data, name)):
             template = getattr(getattr(source, "document", None), "template", None)
             if template is not None and (file := local_path(template)).is_file():
-                found[f"data.{name}[{index}].document.template"] = f"sha256 {files_digest([file])}"
-    return found
+                digests[f"data.{name}[{index}].document.template"] = f"sha256 {files_digest([file])}"
+    return digests
 
 
 def tokenizer_input(folder: Path) -> dict[str, str]:
-    """Return the digest of the tokenizer's files in the run's ``folder``, its chat template among them; {} while there
-    is none."""
-    kept = folder / "tokenizer"
-    files = sorted(file for file in kept.rglob("*") if file.is_file())  # a tokenizer of notes keeps its base below
-    return {"tokenizer": f"sha256 {files_digest(files)}"} if kept.is_dir() else {}
+    """Return the digest of the tokenizer's files in the run's ``folder``, with its chat template; {} if there is
+    none."""
+    saved = folder / "tokenizer"
+    files = sorted(file for file in saved.rglob("*") if file.is_file())  # a tokenizer of notes has a folder inside
+    return {"tokenizer": f"sha256 {files_digest(files)}"} if saved.is_dir() else {}
 
 
 def _weights_of(config: RunConfig) -> dict[str, str]:
@@ -211,8 +216,8 @@ def _weights_of(config: RunConfig) -> dict[str, str]:
     if isinstance(model, HuggingFaceConfig):
         from quintet.model.hf.loading import base_digest
 
-        found = base_digest(model)
-        return {} if found is None else {"model.name_or_path": found}
+        digest = base_digest(model)
+        return {} if digest is None else {"model.name_or_path": digest}
     if not isinstance(model.init, PretrainedInitConfig):
         return {}
     path = model.init.path
@@ -228,10 +233,10 @@ def _weights_of(config: RunConfig) -> dict[str, str]:
 
 
 def check_inputs(config: RunConfig, began_with: Mapping[str, str], folder: Path, *, trains: bool = False) -> None:
-    """Raise UserError when an input that the run in ``folder`` reads each time is not the one that it ``began_with``:
-    its base, and the tokenizer in its folder; while it ``trains`` also chat templates.
+    """Raise UserError if an input of the run in ``folder`` is not the one that it ``began_with``.
 
-    What ``model.init`` named is in the run's own checkpoints and is not read again.
+    Checked are its base model and the tokenizer in its folder, and if it ``trains`` also its chat templates. Weights
+    from ``model.init`` are in the run's checkpoints and are not read again.
     """
     model, now = config.model, tokenizer_input(folder)
     named = {"tokenizer": (f"{folder / 'tokenizer'} does not hold the files", "other_inputs")}
@@ -254,18 +259,18 @@ def check_inputs(config: RunConfig, began_with: Mapping[str, str], folder: Path,
 
 
 def _keep_original(folder: Path, files: Mapping[str, bytes]) -> None:
-    """``files``, and nothing else, in ``folder``; no folder where there are none."""
+    """Replace the content of ``folder`` by ``files``; without files there is no folder."""
     remove(folder)
     if files:
-        with new_folder(folder) as whole:
+        with new_folder(folder) as path:
             for name, content in files.items():
-                (whole / name).parent.mkdir(parents=True, exist_ok=True)
-                (whole / name).write_bytes(file_without_credentials(content))
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                (path / name).write_bytes(file_without_credentials(content))
 
 
 def _circumstances(computes: str, began: Path, inputs: Mapping[str, str]) -> str:
-    """Versions, the state of the code, the folder in which the run ``began`` and what `auto` became, as comments before
-    the run file."""
+    """Return the comments above the run file: versions, git state, the folder in which the run ``began``, and what
+    `auto` became."""
     import torch
 
     from quintet.data.build import library_versions
@@ -283,7 +288,7 @@ def _circumstances(computes: str, began: Path, inputs: Mapping[str, str]) -> str
 
 
 def _git_state() -> str:
-    """Commit of the working directory's repository, and whether it has changes; empty outside of one."""
+    """Return the commit of the working directory's repository and a note if it has changes; "" outside of one."""
     answers: list[str] = []
     for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         try:
@@ -297,18 +302,21 @@ def _git_state() -> str:
 
 
 def check_tokens(folder: Path, found: Progress, now: Progress, encoding: tuple[str, ...]) -> None:
-    """Raise UserError unless the run in ``folder`` sees the ids that it was trained on. Those of stores have a
-    fingerprint; what ``encoding`` libraries make while it trains has their versions alone."""
+    """Raise UserError unless the run in ``folder`` gets the token ids that it was trained on.
+
+    Token stores have a fingerprint. Ids that the ``encoding`` libraries make during training are known only by the
+    versions of these libraries.
+    """
     versions = {name: (version, now.libraries.get(name, version)) for name, version in found.libraries.items()}
-    other = {name: f"{name} {then} then, {here} now" for name, (then, here) in versions.items() if then != here}
-    remedy = f"install the versions it began with ({', '.join(other.values())})" if other else "restore the sources"
+    changed = {name: f"{name} {then} then, {here} now" for name, (then, here) in versions.items() if then != here}
+    remedy = f"install the versions it began with ({', '.join(changed.values())})" if changed else "restore the sources"
     for name in ("tokenizer", "corpus"):
         if getattr(found, name) != getattr(now, name):
             raise UserError(
                 f"{folder}: cannot be continued: the {name} is not the one it was trained with "
                 f"({getattr(found, name)} then, {getattr(now, name)} now); {remedy}, or choose another name (name=…)"
             )
-    if any(name in other for name in encoding):
+    if any(name in changed for name in encoding):
         raise UserError(
             f"{folder}: cannot be continued: its tokens are made by another version of a library; {remedy}, or choose "
             "another name (name=…)"
@@ -316,8 +324,8 @@ def check_tokens(folder: Path, found: Progress, now: Progress, encoding: tuple[s
 
 
 def check_stages(folder: Path, found: Progress, stages: list[list[Any]]) -> None:
-    """Raise UserError if a stage changed that the run has been through; stages that lie ahead may change."""
-    begun, now = ([one for one in some if one[0] < found.step] for some in (found.stages, stages))
+    """Raise UserError if a stage changed that the run has started; future stages may change."""
+    begun, now = ([stage for stage in entries if stage[0] < found.step] for entries in (found.stages, stages))
     if begun == now:
         return
     ends = ", ".join(f"until: {start:,}" for start, _ in begun[1:])

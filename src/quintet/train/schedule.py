@@ -27,26 +27,29 @@ from quintet.train.library_schedules import deepspeed_rate, torch_momentum, torc
 def learning_rate(
     schedule: ScheduleConfig, highest: float, step: int, steps: int, plateau: Mapping[str, Any] | None = None
 ) -> float:
-    """Rate of optimizer step ``step`` (1 is the first, ``steps`` the last) when ``highest`` is the optimizer's ``lr``.
+    """Return the learning rate of ``step``, from 1 to ``steps``, if ``highest`` is the optimizer's ``lr``.
 
-    ``plateau`` is what the validations so far have done to a schedule of that kind (see ``after_validation``); all
-    others follow from the step alone. Raises UserError when a library refuses the arguments of its schedule.
+    ``plateau`` is the state of a plateau schedule (see `after_validation`); all other kinds depend only on the step.
+    Raises UserError if a library refuses the arguments of its schedule.
     """
     return SCHEDULES[schedule.kind](schedule, highest, step, steps, plateau or {})
 
 
 def momentum(schedule: ScheduleConfig, highest: float, step: int, steps: int) -> float | None:
-    """Momentum, or the first beta, of ``step`` where the schedule cycles it; None where the optimizer's own holds."""
+    """Return the momentum, or first beta, of ``step``; None if the schedule leaves the optimizer's own."""
     return torch_momentum(schedule, highest, step, steps) if isinstance(schedule, TorchScheduleConfig) else None
 
 
 Rate = Callable[[Any, float, int, int, Mapping[str, Any]], float]
-"""From a schedule's config, the optimizer's ``lr``, the step, all steps and the plateau's state to the rate."""
+"""A function of the schedule's config, the optimizer's ``lr``, the step, all steps and the plateau's state."""
 
 
 def _warmed(remaining: Callable[[Any, int, int, int], float]) -> Rate:
-    """A schedule that rises as ``t / warmup_steps``, where the first step is t = ``first``, and then has the part
-    ``remaining`` (config, t, steps of the warm-up, all steps) of the way from ``min_lr`` to the optimizer's ``lr``."""
+    """Return a schedule with a warm-up to the optimizer's ``lr``, and then ``min_lr`` plus the fraction ``remaining``.
+
+    The warm-up rises as ``t / warmup_steps``, and the first step is t = ``first``. ``remaining`` is a function of
+    config, t, warm-up steps and all steps.
+    """
 
     def rate(schedule: Any, highest: float, step: int, steps: int, _: Mapping[str, Any]) -> float:
         time, warmup = step - 1 + schedule.first, steps_of(schedule.warmup_steps, steps)
@@ -75,22 +78,21 @@ def _constant(schedule: ConstantConfig, time: int, warmup: int, steps: int) -> f
 
 
 def _progress(time: int, first: int, last: int) -> float:
-    """0 up to ``first``, 1 from ``last`` on, linear between."""
+    """Return 0 up to ``first``, 1 from ``last`` on, and a linear function between."""
     return min(max((time - first) / max(last - first, 1), 0.0), 1.0)
 
 
-# PyTorch leaves out a change that is smaller than this.
-_SMALLEST_CHANGE = 1e-8
+_SMALLEST_CHANGE = 1e-8  # PyTorch omits smaller changes of the rate
 
 
 def plateau_rate(config: PlateauConfig, highest: float, step: int, steps: int, state: Mapping[str, Any]) -> float:
-    """Rate of ``step``: ``highest · step / warmup_steps`` in the warm-up, then what ``state`` says."""
+    """Return the rate of ``step``: ``highest · step / warmup_steps`` in the warm-up, then that of ``state``."""
     warmup = steps_of(config.warmup_steps, steps)
     return highest * step / warmup if step < warmup else state.get("rate", highest)
 
 
 def _of_step(rate: Callable[[Any, float, int, int], float]) -> Rate:
-    """A schedule that follows from the step alone."""
+    """Return ``rate`` as a schedule without a plateau's state."""
     return lambda schedule, highest, step, steps, _: rate(schedule, highest, step, steps)
 
 
@@ -110,10 +112,11 @@ SCHEDULES: dict[str, Rate] = {
 def after_validation(
     config: PlateauConfig, highest: float, step: int, steps: int, state: Mapping[str, Any], loss: float
 ) -> dict[str, Any]:
-    """Return the state after the validation ``loss`` of ``step``; it is {} before the first one.
+    """Return the state after the validation ``loss`` of ``step``; before the first one it is {}.
 
-    Its facts are ``rate``, the ``best`` loss, and the validations that were ``bad`` in a row and that the ``cooldown``
-    still lasts. Counted as in torch.optim.lr_scheduler.ReduceLROnPlateau; what is measured in the warm-up is not.
+    The state has the ``rate``, the ``best`` loss, the number of consecutive ``bad`` validations and the validations
+    that are left of the ``cooldown``, as in torch.optim.lr_scheduler.ReduceLROnPlateau. Validations in the warm-up are
+    ignored.
     """
     if step < steps_of(config.warmup_steps, steps):
         return dict(state)
@@ -133,7 +136,7 @@ def after_validation(
 
 
 def dropout_rate(config: DropoutScheduleConfig, step: int, steps: int) -> float | None:
-    """The rate at ``step``, counted from 1, of a run of ``steps``; None where the model's own rates hold."""
+    """Return the dropout rate of ``step``, from 1 to ``steps``; None if the model keeps its own rates."""
     return DROPOUT_SCHEDULES[config.kind](config, step, steps)
 
 

@@ -1,4 +1,4 @@
-"""Everything a run needs, built from its run file in the order in which mistakes are cheapest to find."""
+"""A run built from its run file, in an order that finds mistakes before expensive work."""
 
 from __future__ import annotations
 
@@ -67,23 +67,23 @@ def set_up(
     lock: RunLock | None = None,
     peak_flops: float | None = None,
 ) -> Run:
-    """Build the run of ``config``, from its last checkpoint if there is one; a ``trial`` takes its first steps alone.
+    """Build the run of ``config``, from its last checkpoint if there is one; a ``trial`` ends after its steps.
 
-    Of several processes the first takes the ``lock`` on the folder. Without ``peak_flops`` the device is measured.
-    Raises UserError for all that the user can mend: data, tokenizer, memory, another or a living run in the folder.
+    Rank 0 takes the ``lock`` on the folder. ``peak_flops`` of the device, in FLOP/s, is measured if None. Raises
+    UserError for each mistake that the user can fix: data, tokenizer, memory, another run in the folder.
     """
     check_training(config)
     config = broadcast_from_rank0(lambda: settle_batch(config, world_size()))
     folder, changes = broadcast_from_rank0(lambda: _take_folder(config, lock, reporter))
-    compute = _chosen_compute(config)
+    compute = _choose_compute(config)
     prepared = rank_zero_first(lambda: prepare(config, progress=reporter.preparing))
     objective = build_objective(config, prepared.tokenizer)
     total = _schedule_steps(config, prepared)
     steps = total if trial is None else min(total, trial.steps)
     found = newest_whole(folder / "checkpoints", reporter.say, together=True)
     progress = broadcast_from_rank0(lambda: _progress(config, folder, prepared, compute.precision, found))
-    compute = _settled(compute, config, progress.precision)
-    progress = broadcast_from_rank0(lambda: _begin_folder(config, folder, original, prepared, progress, compute))
+    compute = _apply_compute(compute, config, progress.precision)
+    progress = broadcast_from_rank0(lambda: _write_folder(config, folder, original, prepared, progress, compute))
     start = starting_weights(config, prepared.tokenizer) if progress.step == 0 else None
     built = build_engine(config, prepared.tokenizer, objective, compute, start.weights if start else None)
     _dry_run(config, built, objective, prepared, trains=progress.step < steps)
@@ -122,7 +122,7 @@ def set_up(
 
 
 def _take_folder(config: RunConfig, lock: RunLock | None, reporter: Reporter) -> tuple[Path, list[str]]:
-    """Find the folder of the run and lock it; returns it with a line for each setting that changed."""
+    """Find and lock the folder of the run; return it with a line for each setting that changed."""
     folder, changes = find_run_folder(config)
     if lock is not None:
         lock.take(folder, reporter.say)
@@ -140,32 +140,29 @@ def _dry_run(config: RunConfig, built: Built, objective: Objective, prepared: Pr
 
 
 def _schedule_steps(config: RunConfig, prepared: Prepared) -> int:
-    """Return the steps of the run if no trial ends it early. Raises UserError for a schedule that refuses them."""
+    """Return the steps of the whole run. Raises UserError if its schedule does not take that number."""
     total = total_steps(config.train, config.batch.samples, config.data.sequence_length, prepared.train.epoch_samples)
-    for step in (1, total):  # what a library refuses, it refuses now
+    for step in (1, total):  # a library may refuse its arguments here
         learning_rate(config.schedule, config.optimizer.lr, step, total)
     return total
 
 
 def _resume(built: Built, folder: Path, progress: Progress) -> None:
-    """Give the engine the state of the checkpoint that ``progress`` is from, if it is from one."""
+    """Load the checkpoint that ``progress`` is from, if it is from one."""
     if progress.step:
         load_training(checkpoint_path(folder / "checkpoints", progress.step), built.engine)
         built.scaler.load_state_dict(progress.scaler or {})
 
 
-def _chosen_compute(config: RunConfig) -> Compute:
-    """Choose the compute of the run; a model of the transformers library is eager where the dropout rate changes, which
-    it has as a number, so that each new one would compile it anew."""
+def _choose_compute(config: RunConfig) -> Compute:
     compute = choose_compute(config.train)
-    anew = dropout_changes(config.dropout_schedule) and config.model.kind == "huggingface"
-    if anew or stays_eager(config.parallel):
-        return replace(compute, compile=False)
-    return compute
+    # A model of the transformers library has its dropout rate as a number, and each new number would recompile it.
+    recompiles = dropout_changes(config.dropout_schedule) and config.model.kind == "huggingface"
+    return replace(compute, compile=False) if recompiles or stays_eager(config.parallel) else compute
 
 
-def _settled(compute: Compute, config: RunConfig, precision: str) -> Compute:
-    """Return ``compute`` in the ``precision`` of the run so far, and set PyTorch and the C library up for it."""
+def _apply_compute(compute: Compute, config: RunConfig, precision: str) -> Compute:
+    """Return ``compute`` in the ``precision`` of the run so far, and configure PyTorch and the C library for it."""
     make_deterministic(config.train.deterministic, compute.device)
     if compute.device.type == "cpu":
         keep_freed_memory()
@@ -175,7 +172,7 @@ def _settled(compute: Compute, config: RunConfig, precision: str) -> Compute:
 
 
 def _notes_on_data(run: Run, prepared: Prepared) -> list[str]:
-    """Lines about the data that are worth knowing before the first step."""
+    """Return lines about the data to print before the first step."""
     notes = prepared.lines() + spelling_notes(run.config, prepared.tokenizer)
     notes += stage_lines(run.config, prepared.train.order)
     if not run.progress.step:
@@ -185,7 +182,7 @@ def _notes_on_data(run: Run, prepared: Prepared) -> list[str]:
     return notes
 
 
-def _begin_folder(
+def _write_folder(
     config: RunConfig,
     folder: Path,
     original: Original | None,
@@ -193,9 +190,9 @@ def _begin_folder(
     progress: Progress,
     compute: Compute,
 ) -> Progress:
-    """Write tokenizer and run file into ``folder``; returns ``progress`` with the tokenizer's digest."""
+    """Write the tokenizer and the run file into ``folder``; return ``progress`` with the tokenizer's digest."""
     if progress.step == 0:
-        _keep_tokenizer(prepared.tokenizer, folder / "tokenizer")
+        _save_tokenizer(prepared.tokenizer, folder / "tokenizer")
         progress = replace(progress, inputs=progress.inputs | tokenizer_input(folder))
     computes = f"{compute.precision} on {compute.device.type}, compile {compute.compile}"
     made_by = " ".join(f"{name} {version}" for name, version in prepared.libraries.items())
@@ -208,23 +205,22 @@ def _begin_folder(
 def _writers(
     config: RunConfig, folder: Path, progress: Progress, compute: Compute, reporter: Reporter
 ) -> tuple[Checkpointer, CompositeTracker]:
-    """Return what writes the checkpoints of the run, and its trackers, which begin once the former is known to work."""
-    kept = None if config.evaluate.only else progress.step  # of later checkpoints none is whole
+    """Return the checkpointer of the run and its trackers, which start after the checkpoint folder is known to work."""
+    first = None if config.evaluate.only else progress.step  # checkpoints of later steps are damaged
     tracker = CompositeTracker(say=lambda line: reporter.failure("trackers", line, line))
     place, wait = folder / "checkpoints", timeout(config)
-    checkpointer = Checkpointer(place, config.checkpoint, wait, kept, compute.device, tracker.sync)
+    checkpointer = Checkpointer(place, config.checkpoint, wait, first, compute.device, tracker.sync)
     system = system_figures(compute.device, compute.precision)
-    # A run that begins anew drops also the records of step 0.
+    # A run that starts again also drops the records of step 0.
     tracker.start(Tracked(config, folder, progress.step or -1, system, tracker.say, progress.due))
     return checkpointer, tracker
 
 
 def _progress(config: RunConfig, folder: Path, prepared: Prepared, precision: str, found: Progress | None) -> Progress:
-    """The progress of the run in ``folder``, which is that of the checkpoint ``found``, with ``precision`` if that
-    names none.
+    """Return the progress of the run in ``folder``: that of the checkpoint ``found``, or of a new run in ``precision``.
 
-    Raises UserError if the run was trained on other tokens than those prepared now, from another base, or with other
-    stages so far.
+    Raises UserError if the run was so far trained on other tokens, from other weights or with other stages than those
+    of ``config``.
     """
     stages = stage_facts(config, prepared.train.order)
     fresh = Progress(
@@ -244,9 +240,9 @@ def _progress(config: RunConfig, folder: Path, prepared: Prepared, precision: st
     return replace(found, stages=stages, precision=precision, libraries=prepared.libraries)
 
 
-def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Save the tokenizer in the folder of a run that begins, which by itself is enough to use the model."""
-    with suppress(UserError):  # what a start before this one left may be damaged
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Save the tokenizer in the folder of a new run, so that the folder is enough to use the model."""
+    with suppress(UserError):  # an earlier start may have left damaged files
         if folder.exists() and load_tokenizer(folder).fingerprint == tokenizer.fingerprint:
             return
     remove(folder)
@@ -260,7 +256,7 @@ def _parameters(total: int, trained: int) -> str:
 
 
 def _spread(config: RunConfig) -> str:
-    """The devices for which a batch was counted, and those that compute its samples now."""
+    """Return in words the devices that the batch size was computed for, and those that there are now."""
     counted = config.train.batch_devices
     there = "device" if counted == 1 else "devices"
     if counted == world_size():
@@ -270,7 +266,7 @@ def _spread(config: RunConfig) -> str:
 
 
 def _introduce(run: Run, built: Built, notes: list[str]) -> None:
-    """Print what was chosen, before the first step."""
+    """Print the choices for this run, before the first step."""
     say, config, compute = run.reporter.say, run.config, run.compute
     say(f"{config.name}: {_parameters(*built.parameters)}, vocabulary {run.tokenizer.vocab_size}, in {run.folder}")
     epochs = run.steps * config.batch.samples / run.data.epoch_samples

@@ -1,4 +1,4 @@
-"""The sizes of a run's model and what a token costs in its training, told without building it and without PyTorch."""
+"""The sizes of a run's model and its training FLOPs, computed without building it and without PyTorch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from quintet.tokenize import Tokenizer
 
 
 def context_length(config: RunConfig) -> int:
-    """Most positions that the model of ``config`` is built for."""
+    """Return the maximum number of positions of the model of ``config``."""
     return config.model.context_length or config.data.sequence_length
 
 
 def extra_rows(config: RunConfig) -> int:
-    """Rows of the embedding for ids that are read and never predicted: one for the mask of the masked loss."""
+    """Return the rows of the embedding that are never predicted: one for the mask of the masked loss."""
     return int(isinstance(config.loss, MaskedLossConfig) and config.loss.mask_id is None)
 
 
 def model_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> int:
-    """Ids that the model predicts. Raises UserError when the tokenizer has more ids than that."""
+    """Return the number of ids that the model predicts. Raises UserError if the tokenizer has more."""
     if isinstance(config.model, HuggingFaceConfig):
         return tokenizer.vocab_size
     rows = config.model.vocab_size or tokenizer.vocab_size
@@ -35,14 +35,14 @@ def model_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> int:
 
 
 def parameter_count(config: RunConfig, vocab_size: int) -> ParameterCount:
-    """Parameters of the model of ``config`` with ``vocab_size`` ids, without building it."""
+    """Count the parameters of the model of ``config`` with ``vocab_size`` ids."""
     if isinstance(config.model, HuggingFaceConfig):
         return count_pretrained(config.model, vocab_size, context_length(config))
     return count_parameters(config.model, vocab_size, context_length(config), extra_rows(config))
 
 
 def training_flops(config: RunConfig, vocab_size: int) -> Flops:
-    """Return the FLOPs that a token costs in the training of ``config``."""
+    """Return the FLOPs per token of training ``config``."""
     if isinstance(config.model, HuggingFaceConfig):
         return pretrained_flops(config.model, vocab_size, context_length(config), config.data.sequence_length)
     return flops_per_token(config.model, vocab_size, config.data.sequence_length, extra_rows(config))

@@ -1,7 +1,7 @@
-"""Loss spikes: finding a step whose loss lies far above those before it, and going back to the last checkpoint.
+"""Loss spikes: finding a step with a loss far above those before it, and going back to the last checkpoint.
 
-The run goes on from there without the batch of that step, as if it had no target. Everything that decides is in a
-checkpoint or follows from the losses, so that a run that is killed on the way finds the same spikes again.
+The run continues from there without the batch of that step, as if it had no target. Decisions follow from the losses
+and the checkpoint, so that a run that is killed and continued finds the same spikes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from quintet.train.checkpoint_files import checkpoint_path, newest_whole
 from quintet.train.run import Run
 
 _NORMAL = 1.4826  # the standard deviation of a normal distribution over its median deviation from the median
-_LEAST = 0.01  # of the median; losses that hardly differ would make every one of them a spike
+_LEAST = 0.01  # smallest deviation, as a fraction of the median: almost equal losses would all be spikes
 
 
 @dataclass(frozen=True)
 class Spike:
-    """A ``loss`` of a ``step`` that lies so many ``deviations`` above the ``median`` of those before it."""
+    """A ``step`` whose ``loss`` is ``deviations`` above the ``median`` of the losses before it."""
 
     step: int
     loss: float
@@ -36,10 +36,10 @@ class Spike:
 def find_spike(
     config: SpikeConfig, before: Sequence[float], losses: Iterable[tuple[int, float]], after: int
 ) -> tuple[Spike | None, list[float]]:
-    """Return the first spike of ``losses``, each with its step, and the losses by which the next is judged.
+    """Return the first spike in ``losses``, pairs of step and loss, and the losses that the next one is compared with.
 
-    ``before`` are those of the steps that precede. Steps up to ``after`` are not judged, nor is any until there are
-    `config.window` losses. A loss that is not finite is none: its step is not taken.
+    ``before`` are the losses of earlier steps. A step is judged if it is later than ``after`` and `config.window`
+    losses precede it. A loss that is not finite is ignored: its step was skipped.
     """
     known = deque(before, maxlen=config.window)
     for step, loss in losses:
@@ -47,7 +47,7 @@ def find_spike(
             continue
         if step > after and len(known) == config.window:
             middle = median(known)
-            deviation = max(_NORMAL * median(abs(one - middle) for one in known), _LEAST * abs(middle))
+            deviation = max(_NORMAL * median(abs(other - middle) for other in known), _LEAST * abs(middle))
             if loss > middle + config.threshold * deviation:
                 return Spike(step, loss, middle, (loss - middle) / max(deviation, 1e-300)), list(known)
         known.append(loss)
@@ -55,13 +55,15 @@ def find_spike(
 
 
 def look_for_spike(run: Run, records: Sequence[tuple[int, dict[str, float]]]) -> Spike | None:
-    """Return the spike in ``records`` of training, the same in all processes, if `train.on_spike` asks for it; without
-    one their losses are noted in the run's progress."""
+    """Return the loss spike in ``records``, the same in all processes, None without `train.on_spike`.
+
+    If there is none, the run's progress gets the losses.
+    """
     config = run.config.train.on_spike
     if config is None:
         return None
     losses = [(step, metrics["train/loss"]) for step, metrics in records]
-    # By its number and not by what is there: a run that was stopped has more checkpoints than one that was not.
+    # By step number, not by the checkpoints that exist: a run that was stopped has more of them.
     first = run.intervals.first_saved
     spike, known = broadcast_from_rank0(lambda: find_spike(config, run.progress.losses, losses, first))
     if spike is None:
@@ -70,9 +72,9 @@ def look_for_spike(run: Run, records: Sequence[tuple[int, dict[str, float]]]) ->
 
 
 def roll_back(run: Run, spike: Spike) -> None:
-    """Put ``run`` back to its last checkpoint, leave out the batch of ``spike`` from now on, and say so.
+    """Return ``run`` to its last checkpoint, and skip the batch of ``spike`` from now on.
 
-    Raises UserError after `train.on_spike.max_rollbacks` of them, and where no checkpoint is there any more.
+    Raises UserError after `train.on_spike.max_rollbacks` rollbacks, and if there is no checkpoint.
     """
     config, before = run.config.train.on_spike, run.progress
     assert config is not None
@@ -100,10 +102,10 @@ def roll_back(run: Run, spike: Spike) -> None:
         libraries=before.libraries,
         spikes=sorted({*before.spikes, spike.step}),
     )
-    # A later one that was damaged is written again.
+    # A later checkpoint that was damaged is written again.
     run.checkpointer.written = {step for step in run.checkpointer.written if step <= found.step}
     run.tracker.go_back(found.step)
-    # Last, for it syncs what the trackers have written, which they have now cut.
+    # Last, because it syncs the trackers' files, which go_back has cut.
     run.checkpointer.amend(run.progress)
     run.reporter.say(
         f"loss spike: {told}; back to step {found.step:,}, from where the run goes on without the batch of step "

@@ -1,4 +1,4 @@
-"""A trained model with all that belongs to it, read from a run folder or from a checkpoint of Hugging Face's form."""
+"""Trained models, read from a run folder or from a Hugging Face checkpoint."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from quintet.train.run_folder import check_inputs
 from quintet.train.validation import ValidationResult, validate
 
 _NARROW = {torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn}
-_CONTEXT = 2048  # tokens, where a checkpoint has no limit of its own
+_CONTEXT = 2048  # tokens, for a checkpoint that names no limit
 
 
 @dataclass(frozen=True, repr=False)
 class TrainedRun(LanguageModel):
-    """The model of a run, with the run's folder, run file and objective, and the facts of the checkpoint."""
+    """The model of a run, with its folder, its run file, its objective, and the progress of the checkpoint."""
 
     folder: Path
     config: RunConfig
@@ -60,10 +60,10 @@ class TrainedRun(LanguageModel):
         return f"{self.folder} at step {self.progress.step}"
 
     def evaluate(self, samples: int | None = None, reporter: Reporter | None = None) -> ValidationResult:
-        """Measure the model on ``samples`` samples of what the run holds out, on all of them without a number.
+        """Validate the model on ``samples`` held-out samples of its run, all of them if None.
 
-        ``reporter`` is told what has to be prepared. Raises UserError when nothing is held out, and when the sources
-        are no longer the same.
+        ``reporter`` prints the progress of preparing data. Raises UserError if the run holds nothing out or its sources
+        have changed.
         """
         return loss_on(self, own_data(self, reporter or Reporter(Console(quiet=True))), samples)
 
@@ -115,12 +115,12 @@ def load_trained(
     *,
     weights: Weights = "wide",
 ) -> TrainedRun:
-    """Read the run in the folder ``run``, or of that name under ``runs/``.
+    """Load the run in the folder ``run``, or of that name under ``runs/``.
 
-    ``which`` is ``latest``, ``best`` (lowest validation loss) or a step. It is computed in ``precision``, and without
-    one in that of its training; ``weights`` says how those of matrix products are held. Where the latest is damaged,
-    ``say`` gets a line and the newest whole one is read. Raises UserError when there is no such run or checkpoint, or
-    when the checkpoint is damaged.
+    ``which`` checkpoint is ``latest``, ``best`` (lowest validation loss) or a step. ``precision`` is that of its
+    training if None. ``weights`` is the form in which the weights of matrix products are kept. If the latest checkpoint
+    is damaged, ``say`` gets a line and the newest whole one is loaded. Raises UserError if there is no such run or
+    checkpoint, or if the chosen checkpoint is damaged.
     """
     folder = find_run(run)
     config = read_run_config(folder)
@@ -148,7 +148,7 @@ def load_trained(
 
 
 def _from_checkpoint(config: RunConfig) -> bool:
-    """Return True if the run began with the weights of a checkpoint, whose way to write it keeps."""
+    """Return True if the run started from a checkpoint, whose settings for generation then apply."""
     return isinstance(config.model, HuggingFaceConfig) or isinstance(config.model.init, PretrainedInitConfig)
 
 
@@ -164,13 +164,12 @@ def load_model(
     *,
     weights: Weights = "wide",
 ) -> LanguageModel:
-    """Read a run, a folder checkpoints/step-… of one, or a checkpoint of Hugging Face's form in the folder ``name`` or
-    of that name on the hub.
+    """Load a run, its folder checkpoints/step-…, or a Hugging Face checkpoint in the folder ``name`` or on the hub.
 
-    A run is read as by `load_trained`. A checkpoint of others is computed in fp32 where no ``precision`` is given, so
-    that its figures are the same on every machine, and for "auto" in the fastest that is safe here. ``weights`` is as
-    in `load_trained`. ``say`` gets a line for each thing in which a checkpoint is not taken as it is. Raises UserError
-    when there is none.
+    A run is loaded by `load_trained`. The ``precision`` of a Hugging Face checkpoint is fp32 if None, so that its
+    figures are the same on every machine; "auto" is the fastest that is safe here. ``weights`` is that of
+    `load_trained`. ``say`` gets a line for each deviation from the checkpoint. Raises UserError if there is no such
+    model.
     """
     folder, above = local_path(name), str(local_path(name).parent.parent)
     step = re.fullmatch(r"step-(\d+)", folder.name) if folder.parent.name == "checkpoints" else None
@@ -194,15 +193,17 @@ def load_writer(
     precision: str | None = "auto",
     weights: Weights = "wide",
 ) -> LanguageModel:
-    """`load_model` for what writes. Raises UserError for a model that fills in hidden tokens instead."""
-    found = load_model(name, which, precision, say, weights=weights)
-    found.check_writes()
-    return found
+    """Load a model that generates text (see `load_model`). Raises UserError for a model that fills in hidden tokens."""
+    model = load_model(name, which, precision, say, weights=weights)
+    model.check_writes()
+    return model
 
 
 def _compute(asked: str | None, usual: str) -> Compute:
-    """On what is there, in the precision ``asked`` for or else ``usual``. Raises UserError for one that is asked for
-    and not to be had."""
+    """Choose the device, with the precision ``asked`` for or else the ``usual`` one.
+
+    Raises UserError if the device lacks the precision that is asked for.
+    """
     device = choose_device("auto")
     use_gpu(device)
     if "tf32" in (asked, usual) and not multiplies_tf32(device.type):
@@ -212,7 +213,7 @@ def _compute(asked: str | None, usual: str) -> Compute:
     if device.type == "cpu" and "fp16" in (asked, usual):
         if asked == "fp16":
             raise UserError("--precision: fp16 is hundreds of times slower than fp32 on a CPU; use fp32 or bf16")
-        usual = "fp32"  # what was trained in fp16 on a GPU is computed in the next wider type
+        usual = "fp32"  # the next wider type, for a run that was trained in fp16 on a GPU
     compute = choose_compute(TrainConfig.model_validate({"steps": 1, "device": "auto", "precision": asked or usual}))
     set_products(compute)
     return compute
@@ -221,12 +222,12 @@ def _compute(asked: str | None, usual: str) -> Compute:
 def _is_checkpoint(name: str) -> bool:
     if (local_path(name) / "config.json").is_file():
         return True
-    # A path to nowhere is none of the hub's names.
+    # A path that does not exist is not a name on the hub.
     return "/" in name and is_hub_name(name) and not Path(name).parent.is_dir() and not name.startswith("runs/")
 
 
 def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object], weights: Weights) -> LanguageModel:
-    """Load a checkpoint as our transformer if its parts suffice, and else as the model of Hugging Face's library."""
+    """Load a checkpoint as Quintet's transformer if that can express it, otherwise as a model of transformers."""
     folder = find_checkpoint(name)
     tokenizer = huggingface_tokenizer(str(folder))
     values = read_config(folder, say)
@@ -257,7 +258,7 @@ def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object], 
 
 
 def _progress(checkpoints: Path, which: str, say: Callable[[str], object]) -> Progress:
-    """The facts of the checkpoint that ``which`` names, of which the weights are checked."""
+    """Return the progress of the checkpoint that ``which`` names, with its weights checked."""
     newest = newest_whole(checkpoints, say, weights_only=True) if which in ("latest", "best") else None
     if newest is not None and which == "latest":
         return newest
@@ -274,7 +275,7 @@ def _progress(checkpoints: Path, which: str, say: Callable[[str], object]) -> Pr
 
 
 def own_data(run: TrainedRun, reporter: Reporter) -> Prepared:
-    """The data that ``run`` was trained on. Raises UserError when the sources are no longer the same."""
+    """Prepare the data that ``run`` was trained on. Raises UserError if its sources have changed."""
     prepared = prepare(run.config, progress=reporter.preparing)
     if prepared.fingerprint != run.progress.corpus or prepared.tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(
@@ -285,10 +286,10 @@ def own_data(run: TrainedRun, reporter: Reporter) -> Prepared:
 
 
 def loss_on(run: TrainedRun, prepared: Prepared, samples: int | None) -> ValidationResult:
-    """Loss on ``samples`` samples of what ``prepared`` holds out. Raises UserError when that is nothing."""
+    """Validate ``run`` on ``samples`` held-out samples of ``prepared``. Raises UserError if there are none."""
     if prepared.validation is None:
         raise UserError(f"{run.folder}: holds nothing out; set data.validation or data.validation_sources")
-    found = validate(
+    result = validate(
         run.model,
         run.objective,
         prepared.validation.batches(run.config.validation_batch_size, samples),
@@ -296,6 +297,6 @@ def loss_on(run: TrainedRun, prepared: Prepared, samples: int | None) -> Validat
         bytes_per_token=run.tokenizer.bytes_per_token(),
         labels=prepared.validation.labels,
     )
-    if not found.tokens:
+    if not result.tokens:
         raise UserError(f"{run.folder}: no token that it holds out has a loss, so that nothing can be measured on them")
-    return found
+    return result

@@ -22,9 +22,9 @@ from quintet.train.loss import Objective
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """The ``loss`` in nats a token, over ``tokens`` targets that stand for ``bytes`` of text, NaN over none.
+    """The ``loss`` in nats a token over ``tokens`` targets, which are ``bytes`` of text; NaN without a target.
 
-    With several labels ``labels`` has the result of each that has a target; together they make up this one.
+    If the sources have several labels, ``labels`` has the result of each label with a target.
     """
 
     loss: float
@@ -34,7 +34,7 @@ class ValidationResult:
 
     @property
     def perplexity(self) -> float:
-        """e to the power of the loss; infinite where that is beyond a float, NaN where the loss is.
+        """The exponential of the loss; infinite if it is beyond the range of a float.
 
         >>> ValidationResult(loss=0.0, tokens=1, bytes=1).perplexity
         1.0
@@ -43,7 +43,7 @@ class ValidationResult:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits that the model spends on a byte of text, comparable between tokenizers; NaN without text."""
+        """Bits of loss per byte of text, comparable between tokenizers; NaN without text."""
         return self.loss * self.tokens / (math.log(2) * self.bytes) if self.bytes else math.nan
 
     def __str__(self) -> str:
@@ -54,19 +54,16 @@ class ValidationResult:
         return f"{self.bits_per_byte:.4f} bits per byte, {figures}" if self.bytes else figures
 
     def of(self, label: str | None) -> ValidationResult:
-        """Return the result of ``label``, or the whole result for None or if there are no labels."""
+        """Return the result of ``label``; the whole result if ``label`` is None or there are no labels."""
         if label is None or not self.labels:
             return self
         return self.labels.get(label, NOTHING)
 
     def metrics(self) -> dict[str, float]:
-        """The figures under the names that trackers show; those of a label as ``validation/<label>/loss``. Over no
-        target there are none."""
+        """Return the figures by their names for trackers, such as ``validation/<label>/loss``; {} without a target."""
         figures: dict[str, float] = {}
-        for group, result in (
-            ("validation", self),
-            *((f"validation/{name}", one) for name, one in self.labels.items()),
-        ):
+        groups = {"validation": self} | {f"validation/{name}": result for name, result in self.labels.items()}
+        for group, result in groups.items():
             if not result.tokens:
                 continue
             figures[f"{group}/loss"] = result.loss
@@ -78,11 +75,11 @@ class ValidationResult:
     def lines(self) -> list[str]:
         """Return the figures of each label as lines of text."""
         width = max(map(len, self.labels), default=0)
-        return [f"  {name:{width}} {one} over {one.tokens:,} tokens" for name, one in self.labels.items()]
+        return [f"  {name:{width}} {result} over {result.tokens:,} tokens" for name, result in self.labels.items()]
 
 
 NOTHING = ValidationResult(math.nan, 0, 0)
-"""The result over no target."""
+"""The result without a target."""
 
 
 @torch.no_grad()
@@ -95,13 +92,12 @@ def validate(
     bytes_per_token: np.ndarray,
     labels: Sequence[str] = (),
 ) -> ValidationResult:
-    """Mean cross-entropy of ``model`` over the valid targets of ``batches``; the masked loss always hides the same
-    tokens.
+    """Return the mean cross-entropy of ``model`` over the valid targets of ``batches``.
 
-    ``bytes_per_token``, int [vocab], counts the bytes of text that each id stands for. With ``labels``, the name of
-    each source, there is a result for each label too; sources of one label are pooled. Sums are kept in fp64 on the
-    host, so that they do not depend on how the samples are batched beyond the rounding of the losses. Several processes
-    take whole batches in turn; all make the same number of passes and get the same result.
+    ``bytes_per_token``, int [vocab], is the number of bytes of text of each id. ``labels`` has the label of each
+    source; sources of one label are pooled, and each label gets a result of its own. The masked loss hides the same
+    tokens each time. Sums are kept in fp64 on the host, so that the batch size changes no more than the rounding of
+    each loss. Several processes take whole batches in turn; all make the same number of passes and get the same result.
     """
     names = list(dict.fromkeys(labels)) or [""]
     group = np.array([names.index(label) for label in labels] or [0])
@@ -110,39 +106,41 @@ def validate(
     with evaluation_mode(model):
         while turn := list(islice(parts, world_size())):
             mine = rank() < len(turn)
-            # Sharded weights need every process in each pass, also one that is left without a batch in the last.
+            # Sharded weights need all processes in each pass, also those without a batch of their own in the last.
             part = turn[rank() if mine else 0]
             batch = rows_of(objective.prepare(part.batch, "validation", first_row=part.first_row), part.rows)
             loss = summed_loss(model, objective, batch, compute)
             if mine:
-                of_owner = sums[part.owner]
-                of_owner.loss += loss
-                of_owner.tokens += batch.valid
-                of_owner.bytes += int(bytes_per_token[batch.targets[batch.targets != IGNORED]].sum())
-    sums = [_pooled(found) for found in zip(*all_gather(sums), strict=True)]
-    found = {name: one.result() for name, one in zip(names, sums, strict=True) if one.tokens}
-    return _pooled(sums).result(found if len(names) > 1 else {})
+                total = sums[part.label]
+                total.loss += loss
+                total.tokens += batch.valid
+                total.bytes += int(bytes_per_token[batch.targets[batch.targets != IGNORED]].sum())
+    sums = [_pooled(parts) for parts in zip(*all_gather(sums), strict=True)]
+    results = {name: total.result() for name, total in zip(names, sums, strict=True) if total.tokens}
+    return _pooled(sums).result(results if len(names) > 1 else {})
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The samples ``rows``, bool [samples], of ``batch``, which are of one label, the ``owner``; the first sample of
-    ``batch`` is number ``first_row`` of the validation."""
+    """The samples ``rows``, bool [samples], of ``batch`` that have the ``label`` of this number.
+
+    The first sample of ``batch`` is number ``first_row`` of the validation.
+    """
 
     batch: Batch
     first_row: int
-    owner: int
+    label: int
     rows: np.ndarray
 
 
 def _parts(batches: Iterable[Batch], group: np.ndarray | None) -> Iterator[_Part]:
-    """Yield the samples of each batch that belong to one label; ``group``, int64 [sources], numbers the labels."""
+    """Yield the samples of each batch by label; ``group``, int64 [sources], has the label number of each source."""
     first_row = 0
     for batch in batches:
         size = len(batch.inputs)
-        owners = np.zeros(size, dtype=np.int64) if group is None else group[batch.sources]
-        for owner in np.unique(owners).tolist():
-            yield _Part(batch, first_row, owner, owners == owner)
+        labels = np.zeros(size, dtype=np.int64) if group is None else group[batch.sources]
+        for label in np.unique(labels).tolist():
+            yield _Part(batch, first_row, label, labels == label)
         first_row += size
 
 
@@ -160,20 +158,20 @@ class _Sum:
 
 
 def _pooled(parts: Sequence[_Sum]) -> _Sum:
-    return _Sum(sum(one.loss for one in parts), sum(one.tokens for one in parts), sum(one.bytes for one in parts))
+    return _Sum(sum(part.loss for part in parts), sum(part.tokens for part in parts), sum(part.bytes for part in parts))
 
 
 def rows_of(batch: Batch, rows: np.ndarray) -> Batch:
-    """The samples of ``batch`` where ``rows``, bool [samples], is True."""
+    """Return the samples of ``batch`` for which ``rows``, bool [samples], is True."""
     if rows.all():
         return batch
     targets = batch.targets[rows]
-    documents, prompts = (None if one is None else one[rows] for one in (batch.documents, batch.prompts))
+    documents, prompts = (None if mask is None else mask[rows] for mask in (batch.documents, batch.prompts))
     return Batch(batch.inputs[rows], targets, batch.sources[rows], int((targets != IGNORED).sum()), documents, prompts)
 
 
 def summed_loss(model: Model, objective: Objective, batch: Batch, compute: Compute) -> float:
-    """The summed cross-entropy in nats of ``batch``, as ``Objective.prepare`` gives it."""
+    """Return the summed cross-entropy in nats of ``batch``, which `Objective.prepare` returned."""
     arrays = (batch.inputs, batch.targets, batch.documents, batch.prompts)
     tensors = [None if array is None else from_array(array).to(compute.device) for array in arrays]
     inputs, targets, documents, prompts = tensors

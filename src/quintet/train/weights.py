@@ -1,4 +1,4 @@
-"""The first weights of a run: drawn or read from elsewhere, and given to the processes."""
+"""The initial weights of a run: random or trained, and their distribution to the processes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from quintet.train.trained import load_trained
 
 
 def starting_weights(config: RunConfig, tokenizer: Tokenizer) -> Start | None:
-    """The trained fp32 weights that the run of ``config`` starts from; None where it starts from random ones.
+    """Return the trained fp32 weights from which the run of ``config`` starts, None if it starts from random ones.
 
-    Raises UserError when they do not exist or are those of another architecture.
+    Raises UserError if they do not exist or are of another architecture.
     """
     model = config.model
     if not isinstance(model, TransformerConfig) or not isinstance(model.init, PretrainedInitConfig):
@@ -42,17 +42,17 @@ def starting_weights(config: RunConfig, tokenizer: Tokenizer) -> Start | None:
 
 
 def seen_before(config: RunConfig, prepared: Prepared) -> list[str]:
-    """A line for each earlier run that was trained on data that the run of ``config`` validates on, or may have been.
+    """Return a line for each earlier run that was, or may have been, trained on the held-out data of ``config``.
 
-    Earlier runs are the one whose weights it starts from, the one that this started from, and so on.
+    The earlier runs are the one whose weights ``config`` starts from, the one which that run started from, and so on.
     """
     lines: list[str] = []
-    model, passed = config.model, set[Path]()
+    model, visited = config.model, set[Path]()
     while isinstance(model, TransformerConfig) and isinstance(model.init, PretrainedInitConfig):
         folder = run_named(model.init.path)
-        if folder is None or folder.resolve() in passed or prepared.validation is None:
+        if folder is None or folder.resolve() in visited or prepared.validation is None:
             break
-        passed.add(folder.resolve())
+        visited.add(folder.resolve())
         other = read_run_config(folder)
         theirs = find_prepared(other)
         if theirs is None or theirs.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
@@ -88,34 +88,38 @@ def _from_run(run: str, model: TransformerConfig, rows: int, positions: int, tok
 def first_weights(
     config: RunConfig, tokenizer: Tokenizer, meta_model: Model, weights: dict[str, Tensor] | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Name and first value of each parameter of ``meta_model``, which is on the meta device, before it is sharded.
+    """Yield name and initial value of each parameter of ``meta_model``, which is on the meta device and not yet
+    sharded.
 
-    Values are fp32, in the shapes of the parameters. Every process computes those of our own transformer, unless
-    ``weights`` are given by name. The first process reads those of a model of the transformers library, and its
-    buffers. Raises UserError as ``build_pretrained`` does.
+    Values are fp32, in the shapes of the parameters. Every process computes those of Quintet's transformer, or takes
+    them from ``weights`` by name. Rank 0 reads those of a model of the transformers library, and its buffers. Raises
+    UserError as ``build_pretrained`` does.
     """
     if isinstance(meta_model, PretrainedModel):
-        return _read_by_first(config, tokenizer, meta_model)
-    # PyTorch's own initialisations read the shapes of whole modules, which those of a sharded model no longer are.
+        return _read_on_rank0(config, tokenizer, meta_model)
+    # PyTorch's initialisations read the shapes of whole modules, so they need a model that will not be sharded.
     return weights_of(config, build_run_model(config, tokenizer, meta=True), weights)
 
 
-def _read_by_first(
+def _read_on_rank0(
     config: RunConfig, tokenizer: Tokenizer, meta_model: PretrainedModel
 ) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers of a model of the transformers library by name, which the first process reads; the others
-    have an empty tensor of the same shape and dtype for each, to receive it. ``meta_model`` gets what reading found."""
+    """Yield parameters and buffers of a model of the transformers library by name.
+
+    Rank 0 reads them. In the other processes each is an empty tensor of its shape and dtype, to receive the value.
+    ``meta_model`` gets the properties that only reading shows.
+    """
     read: list[PretrainedModel] = []
     broadcast_from_rank0(lambda: read.append(_read_as(meta_model, config, tokenizer)))
-    found = (read[0].linear_head, read[0].abilities, read[0].notes) if read else None
-    meta_model.linear_head, meta_model.abilities, meta_model.notes = all_gather(found)[0]
-    there = {name: value for model in read for name, value in _tensors(model)}
+    properties = (read[0].linear_head, read[0].abilities, read[0].notes) if read else None
+    meta_model.linear_head, meta_model.abilities, meta_model.notes = all_gather(properties)[0]
+    values = {name: value for model in read for name, value in _tensors(model)}
     shapes = [(name, value.shape, value.dtype) for name, value in _tensors(meta_model)]
-    return ((name, there[name] if there else torch.empty(shape, dtype=dtype)) for name, shape, dtype in shapes)
+    return ((name, values[name] if values else torch.empty(shape, dtype=dtype)) for name, shape, dtype in shapes)
 
 
 def _read_as(meta_model: PretrainedModel, config: RunConfig, tokenizer: Tokenizer) -> PretrainedModel:
-    """The model with its weights. Raises UserError when their names differ from those of ``meta_model``."""
+    """Read the model with its weights. Raises UserError if its names differ from those of ``meta_model``."""
     model = build_run_model(config, tokenizer)
     assert isinstance(model, PretrainedModel)
     if {name for name, _ in _tensors(model)} != {name for name, _ in _tensors(meta_model)}:
@@ -127,14 +131,14 @@ def _read_as(meta_model: PretrainedModel, config: RunConfig, tokenizer: Tokenize
 
 
 def _tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """Names and values of parameters and buffers of ``model``, of any shape and dtype."""
+    """Yield names and values of the parameters and buffers of ``model``, of any shape and dtype."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
 def weights_of(config: RunConfig, model: Model, weights: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
-    """Name and first fp32 value of each parameter of ``model``, our transformer on the meta device, in its shape, as
-    `build_run_model` would have given it; from ``weights`` by name if they are given."""
+    """Yield name and initial fp32 value of each parameter of ``model``, our transformer on the meta device, in its
+    shape, as `build_run_model` would have given it; from ``weights`` by name if they are given."""
     assert isinstance(config.model, TransformerConfig)
     if weights is not None:
         yield from ((name, weights[name]) for name, _ in model.named_parameters())

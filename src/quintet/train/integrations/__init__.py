@@ -1,4 +1,4 @@
-"""Other libraries around a run: DeepSpeed's engine, and the training loops of transformers and Lightning."""
+"""Other libraries that train a run: DeepSpeed's engine, and the training loops of transformers and Lightning."""
 
 from __future__ import annotations
 

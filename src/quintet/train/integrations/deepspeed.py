@@ -1,4 +1,4 @@
-"""DeepSpeed's engine for a run, made from its run file and its ds_config."""
+"""The start of DeepSpeed's engine: the settings of a run and its ds_config, checks, and the builds of extensions."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.file_baton import FileBaton
 
 from quintet.config.deepspeed import AUTO
+from quintet.config.keypath import is_mapping, is_sequence
 from quintet.config.optimizer import TorchOptimizerConfig
 from quintet.config.parallel import DeepSpeedConfig, ParallelConfig
 from quintet.config.schema import BatchShape, RunConfig
@@ -35,33 +36,41 @@ from quintet.train.integrations.deepspeed_engine import DeepSpeedEngine, InPreci
 from quintet.train.library_optimizers import in_torch
 from quintet.train.optimizer import LowPrecisionAdamW, build_optimizer
 
-# Under ZeRO an optimizer sees one long vector of parts, so each weight's step may only need what belongs to it.
+# ZeRO gives an optimizer one vector with parts of many weights, so its arithmetic must be elementwise.
 ELEMENTWISE = ("AdamW", "Adam", "Adamax", "Adadelta", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
-_OUR_LOOP = ("optimizer", "scheduler")
+_SECTIONS_OF_LOOP = ("optimizer", "scheduler")
 
 
 def stage_of(parallel: DeepSpeedConfig) -> int:
-    """The stage of ZeRO that a ds_config asks for; 0 when it says none."""
-    block = parallel.config.get("zero_optimization")
-    if isinstance(block, bool):
-        return int(block)
-    return int(number_in((block or {}).get("stage", 0)))
+    """Return the ZeRO stage of a ds_config, 0 if it names none."""
+    if parallel.config.get("zero_optimization") is True:
+        return 1
+    return int(number_in(_section(parallel.config, "zero_optimization").get("stage", 0)))
+
+
+def _section(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the mapping under ``name``, {} if there is none: DeepSpeed also takes true, false and null for one."""
+    value = settings.get(name)
+    return value if is_mapping(value) else {}
 
 
 def stays_eager(parallel: ParallelConfig) -> bool:
-    """True if blocks cannot be compiled: the hooks of ZeRO 3 gather and drop weights around each module."""
+    """True if blocks cannot be compiled, because the hooks of ZeRO 3 gather and drop weights around each module."""
     return isinstance(parallel, DeepSpeedConfig) and stage_of(parallel) == 3
 
 
 def settings_of(config: RunConfig, shape: BatchShape, compute: Compute, parameters: int) -> dict[str, Any]:
-    """The ds_config of this run, whole; ``shape`` is this process's part of a batch, ``parameters`` counts those that
-    are trained. Raises UserError where the processes or the device contradict it."""
+    """Return the complete ds_config of a run.
+
+    ``shape`` is this process's part of a batch, and ``parameters`` the number of trainable parameters. Raises UserError
+    if the number of processes, the optimizer or the device contradicts the ds_config.
+    """
     parallel = config.parallel
     assert isinstance(parallel, DeepSpeedConfig)
-    given = _plain(deepcopy(parallel.config))
+    given = _plain(parallel.config)
     _check_batch(given, shape)
     _check_optimizer(config, stage_of(parallel))
-    settings = {name: value for name, value in given.items() if name not in _OUR_LOOP and value != AUTO}
+    settings = {name: value for name, value in given.items() if name not in _SECTIONS_OF_LOOP and value != AUTO}
     settings |= {
         "train_batch_size": shape.samples * world_size(),
         "train_micro_batch_size_per_gpu": shape.micro_batch_size,
@@ -69,47 +78,47 @@ def settings_of(config: RunConfig, shape: BatchShape, compute: Compute, paramete
         "gradient_clipping": config.train.clip_norm or 0.0,
     }
     _fill_precision(settings, given, compute)
-    # The optimizer is ours, of torch; its arithmetic is element by element, as is checked above.
+    # The optimizer is one of torch, and was checked above to be elementwise.
     settings.setdefault("zero_allow_untested_optimizer", True)
     settings.setdefault("zero_force_ds_cpu_optimizer", False)
-    if stage_of(parallel):
-        zero = settings["zero_optimization"]
-        zero = {"stage": stage_of(parallel)} if isinstance(zero, bool) else _without_auto(zero)
+    if stage := stage_of(parallel):
         # A bucket that holds all gradients is large enough; DeepSpeed's default takes 2 GB.
-        zero.setdefault("reduce_bucket_size", min(500_000_000, max(parameters, 1)))
-        settings["zero_optimization"] = zero
+        bucket = min(500_000_000, max(parameters, 1))
+        zero = _without_auto(_section(settings, "zero_optimization")) or {"stage": stage}
+        settings["zero_optimization"] = {"reduce_bucket_size": bucket, **zero}
     return settings
 
 
 def offloads_optimizer(settings: dict[str, Any]) -> bool:
     """True if the optimizer's state is kept outside of the device."""
-    zero = settings.get("zero_optimization") or {}
-    device = (zero.get("offload_optimizer") or {}).get("device", "none")
+    zero = _section(settings, "zero_optimization")
+    device = _section(zero, "offload_optimizer").get("device", "none")
     return bool(zero.get("cpu_offload")) or device not in (None, "none")
 
 
 def wants_cpu_adam(config: RunConfig, settings: dict[str, Any]) -> bool:
-    """True if DeepSpeed's Adam for the host takes the steps: the ds_config names Adam and keeps its state there."""
+    """True if DeepSpeedCPUAdam takes the steps: the ds_config names Adam, and its state is in the host's memory."""
     assert isinstance(config.parallel, DeepSpeedConfig)
-    block = config.parallel.config.get("optimizer") or {}
-    torch_adam = bool((block.get("params") or {}).get("torch_adam"))
-    named = str(block.get("type", "")).lower() in ("adam", "adamw") and not torch_adam
-    return offloads_optimizer(settings) and config.optimizer.kind == "adamw" and named
+    optimizer = _section(config.parallel.config, "optimizer")
+    names_adam = str(optimizer.get("type", "")).lower() in ("adam", "adamw")
+    torch_adam = bool(_section(optimizer, "params").get("torch_adam"))
+    return offloads_optimizer(settings) and config.optimizer.kind == "adamw" and names_adam and not torch_adam
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+    """Return a copy of ``value`` with lists for tuples, and numbers for the texts that spell them."""
+    if is_mapping(value):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if is_sequence(value):
+        return [_plain(entry) for entry in value]
     return number_in(value)
 
 
 def _without_auto(value: Any) -> Any:
-    """Leave out each ``auto`` below the top level of DeepSpeed's settings, which means its default."""
-    if not isinstance(value, dict):
+    """Return ``value`` without the entries ``auto``, which below the top level mean DeepSpeed's default."""
+    if not is_mapping(value):
         return value
-    return {name: _without_auto(one) for name, one in value.items() if one != AUTO}
+    return {name: _without_auto(entry) for name, entry in value.items() if entry != AUTO}
 
 
 def _check_batch(given: dict[str, Any], shape: BatchShape) -> None:
@@ -138,23 +147,21 @@ def _check_optimizer(config: RunConfig, stage: int) -> None:
 
 def _fill_precision(settings: dict[str, Any], given: dict[str, Any], compute: Compute) -> None:
     for kind in ("fp16", "bf16"):
-        block = settings.get(kind)
-        block = _without_auto(block) if isinstance(block, dict) else {}
-        asked = (given.get(kind) or {}).get("enabled")
-        # fp16 needs its loss scaled, which DeepSpeed does; in bf16 weights stay in fp32 unless it is asked for.
+        asked = _section(given, kind).get("enabled")
+        # DeepSpeed scales the loss for fp16. In bf16 the weights stay in fp32 unless the ds_config asks for bf16.
         enabled = compute.precision == kind and (asked in (True, AUTO) or kind == "fp16")
         if asked is False and compute.precision == kind:
             raise UserError(
                 f"parallel.config.{kind}.enabled: is false, and train.precision: auto is {kind} here; set "
                 "train.precision to fp32"
             )
-        settings[kind] = {**block, "enabled": enabled}
+        settings[kind] = {**_without_auto(_section(settings, kind)), "enabled": enabled}
     if settings["bf16"]["enabled"]:
         settings["bf16"].setdefault("check_grad_overflow", True)
 
 
 def check_deepspeed(config: RunConfig) -> None:
-    """Raise UserError when DeepSpeed is not installed, or the device is not one that it is run on."""
+    """Raise UserError if DeepSpeed cannot train ``config``, and NotHere if it is not installed."""
     what = "parallel.kind: deepspeed"
     check_installed("deepspeed", "ninja", extra="deepspeed", what=what, otherwise="take fsdp")
     if config.trainer.kind != "quintet":
@@ -179,7 +186,7 @@ def check_deepspeed(config: RunConfig) -> None:
 def start_deepspeed(
     loss_module: nn.Module, model: Model, config: RunConfig, shape: BatchShape, compute: Compute
 ) -> DeepSpeedEngine:
-    """The engine of a run whose ``loss_module`` holds ``model``; the process group is there.
+    """Start the engine of a run whose ``loss_module`` holds ``model``, in the process group that there is.
 
     Raises UserError for settings that contradict the run or that DeepSpeed refuses.
     """
@@ -189,15 +196,15 @@ def start_deepspeed(
     settings = settings_of(config, shape, compute, sum(p.numel() for p in trained))
     deepspeed = _imported(compute, settings)
     optimizer = build_optimizer(config.optimizer, model)
-    if isinstance(optimizer, LowPrecisionAdamW) and stage_of(config.parallel):  # each process holds parts
-        optimizer.shard = rank()
+    if isinstance(optimizer, LowPrecisionAdamW) and stage_of(config.parallel):
+        optimizer.shard = rank()  # each process holds other parts
     groups = [dict(group, params=list(group["params"])) for group in optimizer.param_groups]
     if wants_cpu_adam(config, settings):
         with _bounded_builds(config):
             optimizer = _cpu_adam(groups)
-    # DeepSpeed calls what torch renamed, and prints what it compiles.
+    # DeepSpeed calls functions that torch has renamed.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
-    # To have a state, some of its optimizers take a step of zero gradients, which would decay and count.
+    # Some of its optimizers take a step with zero gradients to create their state; it must not decay the weights.
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     try:
@@ -214,8 +221,10 @@ def start_deepspeed(
 
 @contextmanager
 def local_rank_set() -> Generator[None]:
-    """Set LOCAL_RANK, which DeepSpeed reads in its steps too, where torchrun has not. Left in the environment, it would
-    make other libraries take this process for one of several."""
+    """Set LOCAL_RANK within the context, because DeepSpeed reads it also in its steps.
+
+    Outside it is removed unless torchrun set it: other libraries would take this process for one of several.
+    """
     before = os.environ.get("LOCAL_RANK")
     os.environ["LOCAL_RANK"] = str(local_rank())
     try:
@@ -225,14 +234,14 @@ def local_rank_set() -> Generator[None]:
             del os.environ["LOCAL_RANK"]
 
 
-# A folder in which nothing changes for so long, and whose lock no process here holds, is not being built in.
 QUIET_SECONDS = 30.0
-_LONGEST_BUILD = 1800.0
+"""Seconds without a change after which a folder whose lock no process here holds is not being built in."""
+_LONGEST_BUILD = 1800.0  # seconds
 
 
 @contextmanager
 def _bounded_builds(config: RunConfig) -> Generator[None]:
-    """Let PyTorch take a ``BuildLock`` when it builds extensions within the context."""
+    """Let PyTorch use ``BuildLock`` when it builds extensions within the context."""
     assert isinstance(config.parallel, DeepSpeedConfig)
     seconds = config.parallel.timeout_seconds
 
@@ -244,21 +253,21 @@ def _bounded_builds(config: RunConfig) -> Generator[None]:
 
 
 class BuildLock(FileBaton):
-    """PyTorch's lock on the folder of an extension: a file that is there while one process builds.
+    """PyTorch's lock on the folder of an extension: a file that exists while one process builds.
 
-    A build that was killed leaves the file, for which PyTorch waits without an end. Here the file says who holds it,
-    one that nobody holds any more is removed and the extension is built again, and a wait ends after ``seconds``, or
-    half an hour while a process on this machine builds.
+    A killed build leaves the file, and PyTorch then waits for ever. Here the file names its holder, a file without a
+    living holder is removed, and a wait ends after ``seconds``, or after half an hour while a process of this machine
+    builds.
     """
 
     def __init__(self, path: str, seconds: float) -> None:
-        super().__init__(path)
+        super().__init__(path)  # pyright: ignore[reportUnknownMemberType]  (open in PyTorch)
         self.path, self.seconds = Path(path), seconds
 
     def try_acquire(self) -> bool:
-        """Take the lock, after a wait if need be. Raises UserError, naming the file, when the wait is over."""
+        """Take the lock, after a wait if necessary. Raises UserError with the file's path when the wait is over."""
         began = alive = time.monotonic()
-        told = False
+        reported = False
         while not super().try_acquire():
             held = self._is_held()
             if held is False and local_rank() == 0:
@@ -268,9 +277,9 @@ class BuildLock(FileBaton):
             now = time.monotonic()
             alive = now if held else alive
             limit = _LONGEST_BUILD if held else self.seconds
-            if not told:
+            if not reported:
                 self._say(f"another process builds there; waiting for it, {limit:.0f} s at most")
-                told = True
+                reported = True
             if now - (began if held else alive) > limit:
                 raise UserError(
                     f"parallel.kind: deepspeed waited {limit:.0f} s for another process that builds an extension; if "
@@ -281,7 +290,7 @@ class BuildLock(FileBaton):
         return True
 
     def _is_held(self) -> bool | None:
-        """True if a process of this machine builds, None if that cannot be known."""
+        """Return True if a process of this machine builds, and None if that cannot be known."""
         try:
             host, _, process = self.path.read_text(encoding="utf-8").partition(" ")
             last = max(entry.stat().st_mtime for entry in (self.path.parent, *self.path.parent.iterdir()))
@@ -291,7 +300,7 @@ class BuildLock(FileBaton):
             return None
         if process.isdigit():
             return _is_open_in(process, self.path)
-        # Made by another program, which does not say who it is.
+        # Another program made the file and did not write its process number.
         if sys.platform != "linux":
             return None
         if any(_is_open_in(folder.name, self.path) for folder in Path("/proc").glob("[0-9]*")):
@@ -304,11 +313,11 @@ class BuildLock(FileBaton):
 
 
 def _is_open_in(process: str, file: Path) -> bool:
-    """True if the ``process`` of this number has ``file`` open or, where that cannot be seen, exists."""
+    """Return True if the ``process`` of this number has ``file`` open, or exists if open files cannot be listed."""
     try:
         if sys.platform == "linux":
             return any(entry.exists() and entry.samefile(file) for entry in Path(f"/proc/{process}/fd").iterdir())
-        if sys.platform == "win32":  # there signal 0 is Ctrl-C
+        if sys.platform == "win32":  # signal 0 is Ctrl-C on Windows
             return True
         os.kill(int(process), 0)
     except (ProcessLookupError, FileNotFoundError):
@@ -319,23 +328,23 @@ def _is_open_in(process: str, file: Path) -> bool:
 
 
 def leave_group() -> None:
-    """End the process group, and what DeepSpeed remembers of it if it was there."""
+    """Destroy the process group, together with DeepSpeed's record of it if DeepSpeed was started."""
     comm: Any = sys.modules.get("deepspeed.comm.comm")
     if getattr(comm, "cdb", None) is None:
         dist.destroy_process_group()
         return
-    # A process that ends while DeepSpeed's threads still hold the group is aborted now and then.
+    # A process may be aborted if it ends while DeepSpeed's threads still hold the group.
     gc.collect()
-    dist.barrier()
+    dist.barrier()  # pyright: ignore[reportUnknownMemberType]  (open in PyTorch)
     comm.destroy_process_group()
 
 
 def _imported(compute: Compute, settings: dict[str, Any]) -> Any:
-    """DeepSpeed, told on which device it runs and to speak only of what goes wrong."""
+    """Import DeepSpeed for the device of ``compute``, with no log below errors unless the settings name a level."""
     os.environ.setdefault("DS_ACCELERATOR", compute.device.type)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import deepspeed
+        deepspeed = import_module("deepspeed")
     level = str(settings.get("log_level", "error")).upper()
     logging.getLogger("DeepSpeed").setLevel(level)
     deepspeed.utils.logger.setLevel(level)
@@ -343,7 +352,6 @@ def _imported(compute: Compute, settings: dict[str, Any]) -> Any:
 
 
 def _cpu_adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
     names = ("params", "lr", "betas", "eps", "weight_decay")
-    return DeepSpeedCPUAdam([{name: group[name] for name in names} for group in groups], adamw_mode=True)
+    known = [{name: group[name] for name in names} for group in groups]
+    return import_module("deepspeed.ops.adam").DeepSpeedCPUAdam(known, adamw_mode=True)

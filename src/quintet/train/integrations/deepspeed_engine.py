@@ -1,4 +1,4 @@
-"""The steps of a run on DeepSpeed's engine (Rajbhandari et al. 2020), with ZeRO's stages 0 to 3."""
+"""The steps of a run on DeepSpeed's engine, with ZeRO stages 0 to 3 (Rajbhandari et al. 2020)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -23,26 +24,24 @@ from quintet.train.optimizer import set_learning_rate, set_rounding
 
 
 class InPrecision(nn.Module):
-    """``loss_module`` within autocast, which DeepSpeed's engine switches off around the module that it is given."""
+    """``loss_module`` within autocast. DeepSpeed's engine disables autocast outside of its module."""
 
     def __init__(self, loss_module: nn.Module, compute: Compute) -> None:
         super().__init__()
         self.loss_module, self.compute = loss_module, compute
 
     def forward(self, *inputs: Tensor | None) -> Tensor:
-        """See ``LossModule``: int64 and bool [samples, length] to an fp32 scalar.
-
-        Narrow copies of weights are not cached, since under ZeRO 3 weights do not stay.
-        """
+        """Return the loss of ``LossModule``, an fp32 scalar, from int64 and bool [samples, length]."""
+        # Under ZeRO 3 weights are dropped after use, so their narrow copies must not be cached.
         with self.compute.autocast(keep_casts=False):
             return self.loss_module(*inputs)
 
 
 class DeepSpeedEngine:
-    """DeepSpeed's ``engine`` with the protocol of ``quintet.train.engine.Engine``.
+    """DeepSpeed's ``engine`` as an ``Engine`` (see ``quintet.train.engine``).
 
-    ``groups`` are the optimizer's groups before DeepSpeed cut their parameters into parts; ``shape`` is this process's
-    part of a batch.
+    ``groups`` are the optimizer's groups before DeepSpeed cut their parameters into parts, and ``shape`` is this
+    process's part of a batch.
     """
 
     def __init__(
@@ -63,14 +62,14 @@ class DeepSpeedEngine:
         self._values: Values = values_of(engine)
 
     def accumulate(self, batch: Batch, step: int) -> Tensor:
-        """See ``Engine``; returns an fp32 scalar. The loss is the sum over the valid targets of the whole batch divided
-        by their number; DeepSpeed takes the mean of the processes' gradients, and must not divide by the passes."""
         loss = torch.zeros((), device=self.compute.device)
         first, last = rank() * self.shape.accumulation, self.shape.accumulation - 1
         parts = micro_batches(batch, step, self.shape.micro_batch_size, self.compute.device, first)
         for number, part in enumerate(parts):
             self.engine.set_gradient_accumulation_boundary(number == last)
             share = share_of_loss(self.engine, part, self.config, self._plain)
+            # The loss is a sum over processes and passes. DeepSpeed averages over processes, and without
+            # scale_wrt_gas over passes too.
             self.engine.backward(share * world_size(), scale_wrt_gas=False)
             loss += share.detach()
         if world_size() > 1:
@@ -78,10 +77,10 @@ class DeepSpeedEngine:
         return loss
 
     def update(self, rate: float, step: int) -> tuple[Tensor, Tensor]:
-        """See ``Engine``; returns two fp32 scalars. DeepSpeed clips, and leaves out a step whose norm is not finite."""
+        # DeepSpeed clips, and skips a step whose norm is not finite.
         set_learning_rate(self.engine.optimizer, rate)
         set_rounding(self.optimizer, self.config.seed, step)
-        norm: Any = self._norm_of_whole()
+        norm: Any = self._unmeasured_norm()
         if norm is not None and not math.isfinite(norm):
             self.engine.zero_grad()
             return self._scalar(norm), self._scalar(1.0)
@@ -90,27 +89,26 @@ class DeepSpeedEngine:
         return self._scalar(norm), self._scalar(float(not self.engine.was_step_applied()))
 
     def unsharded(self) -> AbstractContextManager[None]:
-        """See ``Engine``."""
-        return self._whole() if self.engine.zero_optimization_stage() == 3 else nullcontext()
+        return self._gathered() if self.engine.zero_optimization_stage() == 3 else nullcontext()
 
     def state(self) -> dict[str, Any]:
-        """See ``Engine``. The first process has all of it, on the host, and the others have nothing."""
+        """Return the state in the host's memory of rank 0, and {} in the other processes."""
         materialise(self.engine, self._values)
         relink(self.engine)
         weights: dict[str, Tensor] = {}
         averages: dict[str, dict[str, Tensor]] = {}
         held = {id(parameter): holder for parameter, holder in self._values.holders()}
         for name, parameter in self._trained():
-            weights[name] = _kept(self._values.weight(parameter))
+            weights[name] = _on_rank0(self._values.weight(parameter))
             averages[name] = self._state_of(parameter, held[id(parameter)])
         for name, buffer in self._buffers():
-            weights[name] = _kept(buffer)
+            weights[name] = _on_rank0(buffer)
         if not is_rank_zero():
             return {}
         return {"model": weights, "optimizer": {"state": averages, "param_groups": self._current_groups()}}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """See ``Engine``. What the first process has is taken."""
+        """Load the state that rank 0 has, in every process."""
         materialise(self.engine, self._values)
         relink(self.engine)
         weights, optimizer = state.get("model", {}), state.get("optimizer", {})
@@ -128,13 +126,13 @@ class DeepSpeedEngine:
         return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
 
     def _buffers(self) -> list[tuple[str, Tensor]]:
-        """Names and buffers that a checkpoint holds, in their shapes and dtypes."""
-        kept = self.model.state_dict().keys()
-        return [(name, buffer) for name, buffer in self.model.named_buffers() if name in kept]
+        """Return names and buffers that a checkpoint holds, in their shapes and dtypes."""
+        persistent = self.model.state_dict().keys()
+        return [(name, buffer) for name, buffer in self.model.named_buffers() if name in persistent]
 
-    def _norm_of_whole(self) -> float | None:
-        """The gradient's norm where DeepSpeed has no optimizer of its own, and so neither measures it nor looks
-        whether it is finite."""
+    def _unmeasured_norm(self) -> float | None:
+        """Return the gradient's norm if DeepSpeed does not wrap the optimizer: it then neither measures the norm nor
+        checks that it is finite."""
         if self.engine.optimizer is not self.engine.basic_optimizer:
             return None
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -145,27 +143,27 @@ class DeepSpeedEngine:
         return torch.as_tensor(value, dtype=torch.float32, device=self.compute.device)
 
     def _state_of(self, parameter: nn.Parameter, holder: Tensor) -> dict[str, Tensor]:
-        """The optimizer's state for ``parameter`` by name: averages of its shape in their dtype, fp32 scalars."""
-        found: dict[str, Tensor] = {}
+        """Return the optimizer's state of ``parameter`` by name: averages in its shape and fp32 scalars."""
+        state: dict[str, Tensor] = {}
         for name, value in self.optimizer.state[holder].items():
             if _is_average(value, holder):
-                found[name] = _kept(self._values.average(parameter, name), value.dtype)
+                state[name] = _on_rank0(self._values.average(parameter, name), value.dtype)
             else:
-                found[name] = _kept(torch.as_tensor(value, dtype=torch.float32))
-        return found
+                state[name] = _on_rank0(torch.as_tensor(value, dtype=torch.float32))
+        return state
 
-    def _set_state_of(self, parameter: nn.Parameter, holder: Tensor, given: dict[str, Any], shape: torch.Size) -> None:
-        """Take what ``_state_of`` returned; ``shape`` is that of the whole parameter."""
+    def _set_state_of(self, parameter: nn.Parameter, holder: Tensor, saved: dict[str, Any], shape: torch.Size) -> None:
+        """Load what ``_state_of`` returned; ``shape`` is that of the whole parameter."""
         own = self.optimizer.state[holder]
         for name, value in list(own.items()):
             if _is_average(value, holder):
-                self._values.set_average(parameter, name, self._sent(given.get(name), shape))
+                self._values.set_average(parameter, name, self._sent(saved.get(name), shape))
                 continue
-            number = self._sent(given.get(name), torch.Size(())).item()
+            number = self._sent(saved.get(name), torch.Size(())).item()
             own[name] = torch.full_like(value, number) if isinstance(value, Tensor) else type(value)(number)
 
     def _sent(self, value: Tensor | None, shape: torch.Size, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The first process's ``value`` in every process, on the device, of that ``shape`` and ``dtype``."""
+        """Return rank 0's ``value`` in every process, on the device, in ``shape`` and ``dtype``."""
         device = self.compute.device
         if value is None:
             assert not is_rank_zero(), "the checkpoint lacks a value that the run has"
@@ -177,23 +175,20 @@ class DeepSpeedEngine:
         return whole
 
     def _current_groups(self) -> list[dict[str, Any]]:
-        now = self.optimizer.param_groups
         return [
-            {name: (other[name] if name in other and name != "params" else value) for name, value in group.items()}
-            for group, other in zip(self._groups, now, strict=True)
+            {name: (now[name] if name in now and name != "params" else value) for name, value in group.items()}
+            for group, now in zip(self._groups, self.optimizer.param_groups, strict=True)
         ]
 
-    def _set_groups(self, given: list[dict[str, Any]]) -> None:
-        for group, other in zip(self.optimizer.param_groups, given, strict=True):
-            group.update({name: value for name, value in other.items() if name in group and name != "params"})
+    def _set_groups(self, saved: list[dict[str, Any]]) -> None:
+        for group, values in zip(self.optimizer.param_groups, saved, strict=True):
+            group.update({name: value for name, value in values.items() if name in group and name != "params"})
 
     @contextmanager
-    def _whole(self) -> Generator[None]:
-        """Make the weights whole within the context, and keep DeepSpeed's hooks from sharding them again."""
-        import deepspeed
-
+    def _gathered(self) -> Generator[None]:
+        """Gather the weights within the context, without DeepSpeed's hooks, which would shard them again."""
         offload = self.engine.optimizer.parameter_offload
-        with deepspeed.zero.GatheredParameters(list(self.model.parameters())):
+        with import_module("deepspeed").zero.GatheredParameters(list(self.model.parameters())):
             for hook in (*offload.forward_hooks, *offload.backward_hooks):
                 hook.remove()
             offload.forward_hooks, offload.backward_hooks = [], []
@@ -204,23 +199,23 @@ class DeepSpeedEngine:
 
 
 def _is_average(value: Any, holder: Tensor) -> bool:
-    """True if ``value`` has a number for each element of ``holder``: the same shape, any dtype."""
+    """True if ``value`` has the shape of ``holder``, in any dtype."""
     return isinstance(value, Tensor) and value.shape == holder.shape
 
 
-def _kept(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A copy of ``value`` on the host, in its shape and ``dtype`` or its own; an empty tensor [0] except on rank 0."""
+def _on_rank0(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a copy of ``value`` in the host's memory, in ``dtype`` or its own; an empty tensor [0] in other ranks."""
     return value.detach().to("cpu", dtype or value.dtype, copy=True) if is_rank_zero() else torch.empty(0)
 
 
-# What DeepSpeed's scalers count; one that keeps a fixed scale has the first alone.
+# The counts of DeepSpeed's scalers; a scaler with a fixed scale has only the first.
 _COUNTS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class LossScale(torch.amp.GradScaler):
-    """The state of ``scaler``, DeepSpeed's, as torch's GradScaler has it, so that either continues the other's run.
+    """The state of DeepSpeed's ``scaler`` in the form of torch's GradScaler, so that either continues the other's run.
 
-    DeepSpeed scales and steps by itself; None stands for a loss that is not scaled.
+    DeepSpeed itself scales and steps. ``scaler`` is None if the loss is not scaled.
     """
 
     def __init__(self, device: torch.device, scaler: Any) -> None:
@@ -228,11 +223,10 @@ class LossScale(torch.amp.GradScaler):
         self._theirs = scaler
 
     def is_enabled(self) -> bool:
-        """True if the loss is scaled."""
         return self._theirs is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of torch's GradScaler, and in "deepspeed" the counts of DeepSpeed."""
+        """Return the keys of torch's GradScaler, and DeepSpeed's counts under "deepspeed"."""
         if self._theirs is None:
             return {}
         counts = {name: getattr(self._theirs, name) for name in _COUNTS if hasattr(self._theirs, name)}
@@ -248,7 +242,7 @@ class LossScale(torch.amp.GradScaler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, or the scale alone from a state of torch's GradScaler."""
+        """Load what `state_dict` returned, or only the scale from a state of torch's GradScaler."""
         if self._theirs is None or not state_dict:
             return
         for name, value in state_dict.get("deepspeed", {"cur_scale": state_dict["scale"]}).items():
@@ -257,7 +251,7 @@ class LossScale(torch.amp.GradScaler):
 
 
 def scaler_of(engine: Any) -> Any:
-    """Return the scaler of the loss in DeepSpeed's ``engine``, None where the loss is not scaled."""
+    """Return the loss scaler of DeepSpeed's ``engine``, None if the loss is not scaled."""
     if not engine.fp16_enabled():
         return None
     optimizer = engine.optimizer

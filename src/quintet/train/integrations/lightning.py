@@ -1,4 +1,4 @@
-"""The `Trainer` of Lightning around a run."""
+"""The steps of a run in the `Trainer` of Lightning."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from quintet.train.validation import ValidationResult
 
 
 def check_trainer(arguments: Mapping[str, Any]) -> None:
-    """Raises UserError when Lightning is missing or its Trainer does not know one of ``arguments``."""
+    """Raise NotHere if Lightning is missing, and UserError if its Trainer lacks one of ``arguments``."""
     library = require("lightning.pytorch", "lightning", "trainer.kind: lightning")
     check_arguments("trainer.arguments", "lightning.pytorch.Trainer", library.Trainer, arguments)
 
 
 def take_steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
-    """Take the steps of ``run`` in Lightning's loop; returns the last validation."""
+    """Take the steps of ``run`` in Lightning's loop; return the last validation."""
     callbacks = Callbacks(run, stop_signal)
     if run.progress.step < run.steps:
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         with warnings.catch_warnings():
-            # The batches come from a thread of the run, so that workers would have nothing to do.
+            # A thread of the run prepares the batches, so workers would have nothing to do.
             warnings.filterwarnings("ignore", message=".*does not have many workers")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")
             trainer = _trainer(run, stepper := Stepper(run, callbacks))
@@ -47,30 +47,28 @@ def take_steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
 
 @dataclass(frozen=True)
 class LoggerTracker:
-    """Hands what the run measures to the loggers of Lightning that the user asked for."""
+    """A tracker that passes the run's metrics to the user's Lightning loggers."""
 
     every_step: ClassVar[bool] = False
     loggers: list[Any]
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Give ``metrics`` of ``step`` to each of them."""
         for logger in self.loggers:
             logger.log_metrics(metrics, step)
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Leave texts to the run's own trackers: Lightning's loggers agree on none."""
+        """Do nothing: Lightning's loggers have no common call for texts."""
 
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
-        """Leave these to the run's own trackers, too."""
+        """Do nothing: Lightning's loggers have no common call for files."""
 
     def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
-        """Have them write what they hold back."""
         for logger in self.loggers:
             logger.save()
 
 
 def _module(run: Run, stepper: Stepper) -> Any:
-    """Return the model as a LightningModule."""
+    """Return the model of ``run`` as a LightningModule."""
     from lightning.pytorch import LightningModule
 
     class Module(LightningModule):
@@ -79,7 +77,7 @@ def _module(run: Run, stepper: Stepper) -> Any:
             self.model = run.model
 
         def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-            """The share of a micro-batch in its batch's loss, an fp32 scalar."""
+            """Return the share of a micro-batch in the loss of its batch, an fp32 scalar."""
             return stepper.loss(batch)
 
         def configure_optimizers(self) -> Stepper:
@@ -89,7 +87,7 @@ def _module(run: Run, stepper: Stepper) -> Any:
 
 
 def _trainer(run: Run, stepper: Stepper) -> Any:
-    """Return a Trainer with the user's arguments and those that the run sets. Raises UserError if it refuses them."""
+    """Build a Trainer with the arguments of the user and of the run. Raises UserError if it refuses them."""
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Callback, Trainer
@@ -99,7 +97,7 @@ def _trainer(run: Run, stepper: Stepper) -> Any:
 
     class Bookkeeping(Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            # Lightning would leave at once, in the middle of a step.
+            # Lightning's own handler would end the run in the middle of a step.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)
 
@@ -108,21 +106,21 @@ def _trainer(run: Run, stepper: Stepper) -> Any:
                 trainer.should_stop |= stepper.end()
 
     device = run.compute.device.type
-    values = {
+    values: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "default_root_dir": str(run.folder / "lightning"),
     } | own_arguments(run.config.trainer)
-    fixed = {
+    fixed: dict[str, Any] = {
         "max_epochs": 1,
         "min_epochs": 0,
         "accumulate_grad_batches": accumulation,
         "accelerator": "gpu" if device == "cuda" else device,
         "devices": 1,
         "callbacks": [Bookkeeping()],
-        "plugins": [LightningEnvironment()],  # a job of SLURM is one process here
+        "plugins": [LightningEnvironment()],  # one process, also in a job of SLURM
     }
     try:
         return Trainer(**(values | fixed))

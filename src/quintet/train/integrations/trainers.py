@@ -1,4 +1,4 @@
-"""The parts that both adapters hand to the other library: micro-batches, their loss, and an optimizer that steps."""
+"""The parts that transformers and Lightning get of a run: micro-batches, their loss, and an optimizer that steps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from quintet.data.batch import prefetch
+from quintet.model.typed import replace_gradient
 from quintet.train.callbacks import Callbacks
 from quintet.train.engine import MicroBatch, micro_batches, share_of_loss
 from quintet.train.run import Run
 
 
-class MicroBatches(IterableDataset):
-    """The micro-batches of the steps that ``run`` has still to take, one after the other, as mappings."""
+class MicroBatches(IterableDataset[dict[str, Any]]):
+    """The micro-batches of the steps that ``run`` still has to take, in order, as mappings."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -30,16 +31,16 @@ class MicroBatches(IterableDataset):
                 for part in micro_batches(batch, step, size, device):
                     yield vars(part)
 
-    def loader(self) -> DataLoader:
-        """A loader that hands the micro-batches on as they are, in this process."""
+    def loader(self) -> DataLoader[dict[str, Any]]:
+        """Return a loader in this process that passes the micro-batches on as they are."""
         return DataLoader(self, batch_size=None)
 
 
 class Stepper(torch.optim.Optimizer):
-    """Computes the loss of micro-batches; as the optimizer of the other library it takes the step of Quintet's loop.
+    """The optimizer that the library gets. It computes the loss of micro-batches and steps as Quintet's loop does.
 
-    It clips, sets the learning rate, scales the loss and leaves out steps that are not finite, so the library must do
-    none of it. ``rate`` is the learning rate of the current step, ``state_dict`` that of the run's optimizer.
+    It clips, sets the learning rate, scales the loss and skips steps that are not finite, so the library must do
+    none of these. ``rate`` is the learning rate of the current step.
     """
 
     def __init__(self, run: Run, callbacks: Callbacks) -> None:
@@ -49,19 +50,19 @@ class Stepper(torch.optim.Optimizer):
         self.rate = run.config.optimizer.lr
 
     def loss(self, values: dict[str, Any]) -> Tensor:
-        """The share of one micro-batch, the fields of a ``MicroBatch``, in the loss of its batch: an fp32 scalar."""
+        """Return the share of a micro-batch, given by its fields, in the loss of its batch: an fp32 scalar."""
         run, part = self._run, MicroBatch(**values)
         if part.index == 0:
             self.rate = run.begin_step(part.step)
             self._loss, self._last, self._masked = torch.zeros_like(self._loss), part.step, not part.valid
         share = share_of_loss(run.loss_module, part, run.config, run.compute)
         self._loss += share.detach()
-        # Libraries divide by the number of micro-batches, each in its own way; the share is divided already.
-        share.register_hook(lambda gradient: run.scaler.scale(torch.ones_like(gradient)))
+        # Each library divides the loss by the number of micro-batches in its own way. A gradient of 1 undoes that.
+        replace_gradient(share, lambda gradient: run.scaler.scale(torch.ones_like(gradient)))
         return share
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Clip and step as Quintet's loop does; ``closure``, which computes the gradients, comes first."""
+        """Call ``closure``, which computes the gradients, then clip and step as Quintet's loop does."""
         result = None if closure is None else closure()
         if self._masked:
             self._run.optimizer.zero_grad(set_to_none=True)
@@ -72,16 +73,14 @@ class Stepper(torch.optim.Optimizer):
         return result
 
     def end(self) -> bool:
-        """Validate, sample and save when due; returns True if the run ends with this step."""
+        """Validate, sample and save when due; return True if the run ends with this step."""
         return self._callbacks.end(self._last)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
         self._run.optimizer.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the run's optimizer."""
         return self._run.optimizer.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Leave the run's optimizer as it is: accelerate gives back what it got, and checkpoints are Quintet's."""
+        """Do nothing: accelerate loads the state that it read before, and checkpoints are Quintet's."""

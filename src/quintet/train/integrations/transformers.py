@@ -1,4 +1,4 @@
-"""The `Trainer` of the transformers library around a run."""
+"""The steps of a run in the `Trainer` of the transformers library."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from quintet.train.validation import ValidationResult
 
 
 def check_trainer(arguments: Mapping[str, Any]) -> None:
-    """Raises UserError when a library is missing or TrainingArguments does not know one of ``arguments``."""
+    """Raise NotHere if a library is missing, and UserError if TrainingArguments lacks one of ``arguments``."""
     require("accelerate", "hf", "trainer.kind: transformers")
     library = require("transformers", "hf", "trainer.kind: transformers")
     known = {field.name for field in dataclasses.fields(library.TrainingArguments) if field.init}
@@ -29,9 +29,9 @@ def check_trainer(arguments: Mapping[str, Any]) -> None:
 
 
 def take_steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
-    """Take the steps of ``run`` in the library's loop, and return the last validation.
+    """Take the steps of ``run`` in the library's loop; return the last validation.
 
-    Raises UserError for a tracker of `trainer.arguments` that is not installed.
+    Raises UserError if `trainer.arguments` names a tracker that is not installed.
     """
     from transformers import PrinterCallback
 
@@ -53,7 +53,7 @@ def take_steps(run: Run, stop_signal: StopSignal) -> ValidationResult | None:
 
 
 def _trainer(run: Run, stepper: Stepper) -> Any:
-    """A Trainer whose data, loss and optimizer are the run's."""
+    """Build a Trainer with the data, the loss and the optimizer of ``run``."""
     from transformers import Trainer, TrainerCallback
 
     class Callback(TrainerCallback):
@@ -66,10 +66,12 @@ def _trainer(run: Run, stepper: Stepper) -> Any:
     class RunTrainer(Trainer):
         loss_is_scaled_for_ga = True
 
-        def get_train_dataloader(self) -> DataLoader:
+        def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
             return MicroBatches(run).loader()
 
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None):
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
             loss = stepper.loss(inputs)
             return (loss, {}) if return_outputs else loss
 
@@ -77,11 +79,11 @@ def _trainer(run: Run, stepper: Stepper) -> Any:
             return stepper.rate  # for the library's own log
 
         def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> None:
-            """Spare the gradients a second look: the stepper takes their norm."""
+            """Return no norm, because the stepper measures it."""
 
     first = run.progress.step
     return RunTrainer(
-        model=ModuleDict({"model": run.model}),  # a Trainer would write into the config of a model that has one
+        model=ModuleDict({"model": run.model}),  # a Trainer would change the config of a model that has one
         args=_arguments(run),
         train_dataset=MicroBatches(run),
         optimizers=(stepper, LambdaLR(stepper, lambda _: 1.0)),
@@ -90,11 +92,11 @@ def _trainer(run: Run, stepper: Stepper) -> Any:
 
 
 def _arguments(run: Run) -> Any:
-    """Return the user's arguments and those that the run sets. Raises UserError if the library refuses them."""
+    """Return the arguments of the user and of the run. Raises UserError if the library refuses them."""
     from transformers import TrainingArguments
 
     config, asked = run.config, own_arguments(run.config.trainer)
-    values = {
+    values: dict[str, Any] = {
         "output_dir": str(run.folder / "transformers"),
         "run_name": config.name,
         "report_to": "none",
@@ -104,7 +106,7 @@ def _arguments(run: Run) -> Any:
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
     } | asked
-    fixed = {
+    fixed: dict[str, Any] = {
         "max_steps": run.steps,
         "seed": config.seed % 2**32,
         "per_device_train_batch_size": config.batch.micro_batch_size,
@@ -119,5 +121,6 @@ def _arguments(run: Run) -> Any:
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"trainer.arguments: transformers.TrainingArguments refuses them: {error}") from error
     _ = arguments.device
-    arguments._n_gpu = 1  # else every GPU in sight gets a copy of the model
+    # Otherwise each visible GPU gets a copy of the model.
+    arguments._n_gpu = 1  # pyright: ignore[reportPrivateUsage]
     return arguments
