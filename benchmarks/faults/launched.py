@@ -117,7 +117,7 @@ def hanging_worker(work: Workspace, tries: int) -> Outcomes:
         process = _launch(work, name, f"parallel.timeout_seconds={PATIENCE}", FAULT="1")
         said, _ = process.communicate(timeout=200)
         problems = [] if process.returncode == 1 else [f"exit code {process.returncode}"]
-        for sign in ("process 1 did not answer", "waiting_for_nothing", "process 0 stood here"):
+        for sign in ("process 1 did not answer", "waiting_for_nothing", "process 0 was here"):
             problems += [] if sign in said else [f"it does not say {sign!r}: {said.strip()[-300:]}"]
         again = _launch(work, name)
         said, _ = again.communicate()

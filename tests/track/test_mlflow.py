@@ -215,7 +215,7 @@ def test_a_server_that_dies_is_said_once_and_gets_everything_when_it_is_back(tmp
     with server(tmp_path / "server", port) as uri:
         tracker = tracker_in(tmp_path, say=said.append, tracking_uri=uri, experiment="mine")
         tracker.log(1, {"train/loss": 1.0})
-        wait_until(lambda: not tracker._metrics._waiting)
+        wait_until(lambda: not tracker._metrics._items)
     for step in (2, 3):
         tracker.log(step, {"train/loss": float(step)})
         tracker.text(step, "sample 0", "text")

@@ -1,1 +1,1 @@
-"""Trackers, to which metrics and samples go: one small protocol, and all trackers of a run as one."""
+"""Trackers, which get the metrics and samples of a run: a protocol, one class per kind, and all of them as one."""

@@ -1,4 +1,4 @@
-"""All trackers of a run as one, and the table of the kinds that there are."""
+"""All trackers of a run as one, and the table of their kinds."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ takes config and key, before anything is built."""
 
 
 class CompositeTracker:
-    """Hands on to each of ``trackers`` what it is told; with none it takes everything and keeps nothing.
+    """A tracker that passes everything to each of ``trackers``.
 
-    A tracker that fails ends no training: ``say`` gets a line on its first failure, and at the end their number.
+    A tracker that fails does not end the training: ``say`` gets a line on its first failure, and at the end their
+    number.
     """
 
     every_step: ClassVar[bool] = True
@@ -36,13 +37,15 @@ class CompositeTracker:
         self._tracked: Tracked | None = None
 
     def start(self, run: Tracked) -> None:
-        """Have all trackers of ``run``, in the first process alone. Raises UserError if one cannot be reached."""
+        """Start all trackers of ``run``, in rank 0 only. Raises UserError if one cannot be reached."""
         self._tracked = run
         broadcast_from_rank0(lambda: self.trackers.extend(build_trackers(run).trackers))
 
     def go_back(self, step: int) -> None:
-        """Have them begin again after ``step``, as in a run that continues from there; one that cannot any more is left
-        out, and `say` gets a line."""
+        """Restart the trackers after ``step``, as in a run that continues from there.
+
+        A tracker that cannot be started is dropped, with a line for `say`.
+        """
         assert self._tracked is not None
         self._each(lambda tracker: tracker.close("stopped"))
         self.trackers.clear()
@@ -50,23 +53,20 @@ class CompositeTracker:
         broadcast_from_rank0(lambda: self.trackers.extend(build_trackers(again, required=False).trackers))
 
     def log(self, step: int, metrics: dict[str, float], *, log_point: bool = True) -> None:
-        """See ``Tracker``. Where ``step`` is not a log point, only trackers with ``every_step`` get ``metrics``."""
+        """Log ``metrics``; if ``step`` is not a log point, only to trackers with ``every_step``."""
         self._each(lambda tracker: tracker.log(step, metrics) if log_point or tracker.every_step else None)
 
     def text(self, step: int, name: str, text: str) -> None:
-        """See ``Tracker``."""
         self._each(lambda tracker: tracker.text(step, name, text))
 
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
-        """See ``Tracker``."""
         self._each(lambda tracker: tracker.files(step, name, files))
 
     def sync(self) -> None:
-        """Make durable what the run's own records and samples have, before a checkpoint follows from it."""
+        """Write the run's own records and samples to the disk, before the checkpoint that follows them."""
         self._each(lambda tracker: tracker.sync() if isinstance(tracker, JsonlTracker) else None)
 
     def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
-        """See ``Tracker``."""
         self._each(lambda tracker: tracker.close(status, checkpoint))
         for name, count in self._failures.items():
             if count > 1:
@@ -76,7 +76,7 @@ class CompositeTracker:
         for tracker in self.trackers:
             try:
                 act(tracker)
-            except Exception as error:  # a record is worth less than the training
+            except Exception as error:  # a lost record must not end the training
                 name = type(tracker).__name__.removesuffix("Tracker")
                 self._failures[name] += 1
                 if self._failures[name] == 1:
@@ -86,26 +86,26 @@ class CompositeTracker:
 def build_trackers(run: Tracked, *, required: bool = True) -> CompositeTracker:
     """Build the trackers of ``run``; metrics.jsonl is always among them.
 
-    Raises UserError if one cannot be reached, unless it, or with ``required`` False any, may be done without.
+    Raises UserError if one cannot be reached and is required; with ``required`` False none is.
     """
-    found = CompositeTracker([JsonlTracker(run.folder, run.first_step, run.due, run.say)], run.say)
+    trackers = CompositeTracker([JsonlTracker(run.folder, run.first_step, run.due, run.say)], run.say)
     try:
         for index, config in enumerate(run.config.track):
             try:
-                found.trackers.append(TRACKERS[config.kind](run, config, f"track[{index}]"))
+                trackers.trackers.append(TRACKERS[config.kind](run, config, f"track[{index}]"))
             except UserError as error:
                 if required and getattr(config, "required", True):
                     raise
                 why = "it is not required, and " if required else ""
                 run.say(f"{error}; {why}the run goes on without it")
     except UserError:
-        found.close("failed")
+        trackers.close("failed")
         raise
-    return found
+    return trackers
 
 
 def check_trackers(config: RunConfig) -> None:
-    """Raise UserError for each tracker of ``config`` whose library is missing or does not know what it is given."""
+    """Raise UserError for each tracker of ``config`` whose library is missing or refuses its arguments."""
     problems: list[str] = []
     for index, tracker in enumerate(config.track):
         try:

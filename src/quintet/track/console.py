@@ -1,4 +1,4 @@
-"""The lines that a run prints while it goes on."""
+"""The lines that a run prints."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from quintet.errors import one_line, printable, without_secrets
 
-_LINE_SECONDS = 30  # between two lines about what is prepared, where no line can move
+_LINE_SECONDS = 30  # between two progress lines of data preparation without a terminal
 
 
 class RunConsole(Console):
-    """A console that falls silent where its pipe is closed or its file cannot be written, and never ends a run."""
+    """A console that stops printing if its pipe is closed or its file cannot be written, and never ends a run."""
 
     def on_broken_pipe(self) -> None:
-        """Print nothing from here on, also when Python ends and empties what standard output holds."""
+        """Stop printing, also when Python flushes standard output at its end."""
         self.fall_silent(BrokenPipeError())
 
     def fall_silent(self, error: OSError) -> None:
-        """Print nothing from here on because of ``error``, which standard error is told."""
+        """Stop printing because of ``error``, with a line to standard error."""
         if self.quiet:
             return
         self.quiet = True
@@ -36,9 +36,9 @@ class RunConsole(Console):
 
 
 class Reporter:
-    """Lines that stay and, on a terminal, one line that moves; elsewhere a plain line at each log point.
+    """Prints lines, and a progress bar on a terminal; elsewhere a line at each log point.
 
-    ``words`` makes of a line what is shown, so that a user of a dialect reads the keys of the own file.
+    ``words`` rewrites each line before it is printed, so that a user of a dialect reads the keys of their own file.
     """
 
     def __init__(self, console: Console | None = None, words: Callable[[str], str] = str) -> None:
@@ -48,10 +48,10 @@ class Reporter:
         self._task: TaskID | None = None
         self._stage = ""
         self._first: tuple[float, int] | None = None
-        self._told = 0.0
+        self._printed = 0.0  # time of the last progress line
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line."""
         try:
             self.console.print(printable(without_secrets(self._words(text)), lines=True), markup=False)
         except OSError as error:  # a full disk
@@ -60,37 +60,37 @@ class Reporter:
             self.console.fall_silent(error)
 
     def failure(self, name: str, why: str, line: str = "") -> None:
-        """``name`` failed because of ``why`` and the run goes on, which ``line`` says; "" where it is said already."""
+        """Report that ``name`` failed because of ``why``, with ``line``, which is "" if it was printed before."""
         if line:
             self.say(line)
 
     def preparing(self, stage: str, done: int, total: int) -> None:
-        """``done`` of ``total`` bytes of ``stage`` are read."""
+        """Show that ``done`` of ``total`` bytes of ``stage`` are read."""
         now = time.perf_counter()
         if stage != self._stage:
-            self._stage, self._first, self._told = stage, (now, done), now
-            self._move(f"{stage} ")
+            self._stage, self._first, self._printed = stage, (now, done), now
+            self._start_bar(f"{stage} ")
             if not self.console.is_terminal:
                 self.say(f"{stage} ({total / 1e6:,.1f} MB)")
         assert self._first is not None
         began, first = self._first
         figures = f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
-        if done > first:  # what was there before this call says nothing of its speed
+        if done > first:  # bytes before the first call do not count for the speed
             speed = (done - first) / max(now - began, 1e-9)
             figures += f" · {speed / 1e6:,.1f} MB/s · {_clock((total - done) / speed)} left"
         self._update(done, total, figures)
-        if not self.console.is_terminal and done < total and now - self._told >= _LINE_SECONDS:
-            self._told = now
+        if not self.console.is_terminal and done < total and now - self._printed >= _LINE_SECONDS:
+            self._printed = now
             self.say(f"{stage}: {figures}")
         if done >= total:
             self.close()
 
     def step(self, step: int, steps: int, loss: float, speed: dict[str, float]) -> None:
-        """The run has done ``step`` of ``steps``; ``loss`` is the mean since the last call."""
+        """Show that ``step`` of ``steps`` is done; ``loss`` is the mean since the last call."""
         now = time.perf_counter()
         if self._first is None or self._stage != "training":
             self._stage, self._first = "training", (now, step)
-            self._move("step")
+            self._start_bar("step")
         began, first = self._first
         left = (now - began) / max(step - first, 1) * (steps - step) if step > first else None
         shown = "no loss" if math.isnan(loss) and not speed["speed/tokens_per_second"] else f"loss {loss:.4f}"
@@ -104,21 +104,21 @@ class Reporter:
             self.say(f"step {step}/{steps} · {figures}")
 
     def close(self) -> None:
-        """Leave the moving line as it is."""
+        """End the progress bar as it is."""
         if self._progress is not None:
             self._progress.stop()
         self._progress, self._stage = None, ""
 
-    def _move(self, label: str) -> None:
+    def _start_bar(self, label: str) -> None:
         if self._progress is not None:
             self._progress.stop()
         if not self.console.is_terminal:
             return
-        shape = [TextColumn("{task.fields[label]}", markup=False)]  # which may be the label of a source
+        columns = [TextColumn("{task.fields[label]}", markup=False)]  # no markup: it may be the label of a source
         if label == "step":
-            shape.append(TextColumn("{task.completed:.0f}/{task.total:.0f}"))
+            columns.append(TextColumn("{task.completed:.0f}/{task.total:.0f}"))
         figures = TextColumn("{task.description}", markup=False)
-        self._progress = Progress(*shape, BarColumn(20), figures, console=self.console)
+        self._progress = Progress(*columns, BarColumn(20), figures, console=self.console)
         self._task = self._progress.add_task("", label=printable(label))
         self._progress.start()
 

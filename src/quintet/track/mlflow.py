@@ -1,4 +1,4 @@
-"""Metrics and samples for MLflow."""
+"""The tracker for MLflow."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from quintet.track.tracker import RunStatus, Tracked
 _PARAM_LENGTH, _TAG_LENGTH = 6000, 8000
 _PARAMS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-_SETTINGS = {  # of MLflow, where the user has not set them
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # seconds and not minutes until a dead server is noticed
+_SETTINGS = {  # environment variables of MLflow that the user has not set
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # notices a dead server after seconds, not minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -38,17 +38,17 @@ _SETTINGS = {  # of MLflow, where the user has not set them
 class MLflowTracker:
     """One run of MLflow; a continued run continues the same one.
 
-    The run file's values are its parameters. MLflow never changes a parameter, so that a value that changed when the
-    run was continued is a tag ``now.<name>``; the artifact ``run.yaml`` always is the current run file, and
-    ``original/`` holds the files of a dialect as they were written. What a run measures is sent by threads, so that a
-    slow server does not hold training up.
+    The values of the run file are its parameters. MLflow never changes a parameter, so a value that changed when the
+    run was continued becomes a tag ``now.<name>``. The artifact ``run.yaml`` is always the current run file, and
+    ``original/`` has the files of a dialect as they were written. Threads send metrics and samples, so that a slow
+    server does not delay training.
     """
 
     every_step: ClassVar[bool] = False
 
     def __init__(self, run: Tracked, config: MLflowConfig, key: str) -> None:
         self._mlflow = _library(key)
-        self._seen: set[tuple[str, int]] = set()
+        self._sent: set[tuple[str, int]] = set()
         self._names, self._files = UsableNames(usable_name), UsableNames(file_name)
         uri = config.tracking_uri or f"sqlite:///{(run.folder / 'mlflow.db').resolve()}"
         failures = FailureReporter(f"{key}: mlflow", run.say)
@@ -66,12 +66,14 @@ class MLflowTracker:
 
     @staticmethod
     def check(config: MLflowConfig, key: str) -> None:
-        """Raise UserError if MLflow, or what it needs for a database, is missing."""
+        """Raise NotHere if MLflow, or a library that it needs for a database, is missing."""
         _library(key)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Hand over ``metrics``; what the run has from before it was continued is not sent again. MLflow keeps NaN, but
-        makes the largest float of an infinity, so that NaN stands for both."""
+        """Queue ``metrics``, except those that the server has from before the run was continued.
+
+        MLflow stores NaN, but the largest float for an infinity, so NaN is sent for both.
+        """
         now = int(time.time() * 1000)
         named = {
             self._names.of(name): float(value) if math.isfinite(value) else math.nan for name, value in metrics.items()
@@ -79,31 +81,31 @@ class MLflowTracker:
         self._metrics.put(
             self._mlflow.entities.Metric(name, value, now, step)
             for name, value in named.items()
-            if (name, step) not in self._seen
+            if (name, step) not in self._sent
         )
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Hand over a text, an artifact in ``samples/``."""
+        """Queue a text, an artifact in ``samples/``."""
         self._texts.put([(f"samples/step-{step:06d}/{self._files.of(name)}.txt", text)])
 
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
-        """Hand over the picture, an artifact in ``samples/``."""
+        """Queue the picture, an artifact in ``samples/``."""
         self._texts.put([(f"samples/step-{step:06d}/{self._files.of(name)}.png", files[".png"])])
 
     def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
-        """Send what is left, the status, and the path of the checkpoint as a tag."""
+        """Send the remaining records, the status, and the path of the checkpoint as a tag."""
         self._texts.close()
         self._metrics.close(lambda: self._end(status, checkpoint))
 
     def _start(self, run: Tracked, config: MLflowConfig) -> str:
-        """The id of the run, which is there and running when this returns."""
+        """Create the run or set it to running; return its id."""
         ids, server = RunIds(run.folder), f"mlflow {without_password(config.tracking_uri or 'mlflow.db')}"
         run_id = ids.get(server)
         if run_id is not None:
             if not config.tracking_uri:
                 _follow_move(run.folder, run_id)
             self._client.update_run(run_id, status="RUNNING")
-            self._seen = {
+            self._sent = {
                 (name, metric.step)
                 for name in self._client.get_run(run_id).data.metrics
                 for metric in self._client.get_metric_history(run_id, name)
@@ -122,18 +124,18 @@ class MLflowTracker:
         return run_id
 
     def _describe(self, run: Tracked) -> None:
-        """The run file as parameters and as an artifact, a dialect's as artifacts, the system as tags."""
+        """Send the run file as parameters and as an artifact, a dialect's files as artifacts, the system as tags."""
         entities = self._mlflow.entities
-        there = self._client.get_run(self._id).data.params
+        sent = self._client.get_run(self._id).data.params
         values = parameters(hidden(run.config))
-        params = [entities.Param(name, value) for name, value in values.items() if name not in there]
-        changed = {f"now.{name}": value for name, value in values.items() if there.get(name, value) != value}
+        params = [entities.Param(name, value) for name, value in values.items() if name not in sent]
+        changed = {f"now.{name}": value for name, value in values.items() if sent.get(name, value) != value}
         tags = {usable_name(name): value for name, value in changed.items()}
         tags |= {f"system.{name}": value[:_TAG_LENGTH] for name, value in run.system.items()}
-        for some in _chunks(params):
-            self._client.log_batch(self._id, params=some)
-        for some in _chunks([entities.RunTag(name, value) for name, value in tags.items()]):
-            self._client.log_batch(self._id, tags=some)
+        for chunk in _chunks(params):
+            self._client.log_batch(self._id, params=chunk)
+        for chunk in _chunks([entities.RunTag(name, value) for name, value in tags.items()]):
+            self._client.log_batch(self._id, tags=chunk)
         self._client.log_text(self._id, dump_run_config(run.config), "run.yaml")
         if run.original:
             self._client.log_artifacts(self._id, str(run.folder / ORIGINAL), ORIGINAL)
@@ -160,7 +162,7 @@ def _artifacts(folder: Path) -> str:
 
 
 def _follow_move(folder: Path, run_id: str) -> None:
-    """Have the database of ``folder`` find the artifacts beside it: it keeps whole paths, and folders are moved."""
+    """Set the artifact paths in the database of ``folder``, which are absolute, in case the folder was moved."""
     with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
         database.execute("UPDATE experiments SET artifact_location = ? WHERE name != 'Default'", (_artifacts(folder),))
         database.execute(
@@ -169,7 +171,7 @@ def _follow_move(folder: Path, run_id: str) -> None:
 
 
 def parameters(values: Any) -> dict[str, str]:
-    """``values`` of a run file flattened, as ``data.sources.0.path``, and cut to the lengths that MLflow accepts."""
+    """Flatten the ``values`` of a run file to names such as ``data.sources.0.path``, within the lengths of MLflow."""
     names = UsableNames(usable_name)
     return {names.of(".".join(path), path): text[:_PARAM_LENGTH] for path, text in _leaves(values, ())}
 
@@ -181,8 +183,8 @@ def _leaves(values: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
     inner = [leaf for step, element in pairs for leaf in _leaves(element, (*path, str(step)))]
     yield from inner
     if not inner and path:
-        known = values is None or isinstance(values, int | float) or is_list(values) or is_mapping(values)
-        yield path, to_json(values, ascii=False) if known else str(values)
+        in_json = values is None or isinstance(values, int | float) or is_list(values) or is_mapping(values)
+        yield path, to_json(values, ascii=False) if in_json else str(values)
 
 
 def _chunks(entities: list[Any]) -> Iterator[list[Any]]:
@@ -192,5 +194,5 @@ def _chunks(entities: list[Any]) -> Iterator[list[Any]]:
 def _library(key: str) -> Any:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    found = [require(module, "mlflow", f"{key}: mlflow") for module in ("sqlalchemy", "alembic", "mlflow")]
-    return found[-1]
+    *_, mlflow = (require(module, "mlflow", f"{key}: mlflow") for module in ("sqlalchemy", "alembic", "mlflow"))
+    return mlflow

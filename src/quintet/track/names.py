@@ -1,4 +1,4 @@
-"""Names that trackers and file systems take, one-to-one; and the ids of a run in its trackers."""
+"""Names that trackers and file systems accept, one-to-one; the ids of a run in its trackers; and pictures."""
 
 from __future__ import annotations
 
@@ -12,35 +12,40 @@ from typing import Any
 
 from quintet.files import write_text
 
-# What MLflow accepts (mlflow.utils.validation), and every file system, of one part of a path.
+# Characters of a name in MLflow (mlflow.utils.validation), and of a file name on every file system.
 NAME_LENGTH, FILE_LENGTH = 250, 100
 _DIGITS = 8
 
 
 class UsableNames:
-    """Maps names to usable ones by ``clean``; what two names would share, also on a file system or in a database that
-    does not tell capitals from small letters, the first of them keeps, and the other gets a digest of its own."""
+    """Maps names to usable ones by ``clean``, one-to-one.
+
+    If two names would get the same usable name, ignoring case as some file systems and databases do, the second one
+    gets a digest.
+    """
 
     def __init__(self, clean: Callable[[str], str]) -> None:
         self._clean = clean
-        self._found: dict[Hashable, str] = {}
+        self._usable: dict[Hashable, str] = {}
         self._taken: set[str] = set()
 
     def of(self, name: str, identity: Hashable = None) -> str:
-        """The usable name of ``name``, or of the ``identity`` that it spells; always the same."""
-        whole = name if identity is None else identity
-        if whole not in self._found:
-            found = self._clean(name)
-            if found.casefold() in self._taken:
-                found = self._clean(_marked(found, repr(whole), NAME_LENGTH))
-            self._taken.add(found.casefold())
-            self._found[whole] = found
-        return self._found[whole]
+        """Return the usable name of ``name``, or of its ``identity`` if several things have that name."""
+        identity = name if identity is None else identity
+        if identity not in self._usable:
+            usable = self._clean(name)
+            if usable.casefold() in self._taken:
+                usable = self._clean(_marked(usable, repr(identity), NAME_LENGTH))
+            self._taken.add(usable.casefold())
+            self._usable[identity] = usable
+        return self._usable[identity]
 
 
 def usable_name(name: str) -> str:
-    """``name`` as MLflow accepts it: letters, digits, spaces and ``_ - . : /``, a plain relative path, at most 250
-    characters. Each part that had to change ends with a digest of what it was, so that ``c#`` and ``c+`` differ."""
+    """Return ``name`` in a form that MLflow accepts: letters, digits, spaces and ``_ - . : /``, at most 250 characters.
+
+    It is a plain relative path. Each part that had to change ends with a digest, so that ``c#`` and ``c+`` differ.
+    """
     parts = [_part(part) for part in name.split("/")]
     if sum(map(len, parts)) + len(parts) - 1 > NAME_LENGTH:
         longest = max(range(len(parts)), key=lambda index: len(parts[index]))
@@ -53,8 +58,10 @@ def usable_name(name: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """``name`` as part of the name of a file on any system: letters and digits of ASCII, spaces and ``_-.%=+,@#``, at
-    most 100 characters, with a digest where it had to change."""
+    """Return ``name`` as part of a file name on any system, with a digest if it had to change.
+
+    It has ASCII letters and digits, spaces and ``_-.%=+,@#``, at most 100 characters.
+    """
     clean = re.sub(r"[^A-Za-z0-9_\-. %=+,@#]", "-", name)
     return clean if clean == name and 0 < len(name) <= FILE_LENGTH else _marked(clean, name, FILE_LENGTH)
 
@@ -67,23 +74,23 @@ def _part(part: str) -> str:
 
 
 def _marked(clean: str, name: str, room: int) -> str:
-    """``clean`` with a digest of ``name``, in ``room`` characters."""
+    """Return ``clean`` with a digest of ``name``, in at most ``room`` characters."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
     return f"{clean[: room - _DIGITS - 1]}-{digest}"
 
 
 class RunIds:
-    """``tracking.json`` of a run folder: the id of the tracker's run, by tracker and project or server."""
+    """``tracking.json`` of a run folder: the ids of the run, by tracker and project or server."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "tracking.json"
 
     def get(self, project: str) -> str | None:
-        """Return the id in ``project``, None if the run has not been there."""
+        """Return the id in ``project``, None if there is none."""
         return self._read().get(project)
 
     def set(self, project: str, run_id: str) -> None:
-        """Keep ``run_id``; a kill leaves the old file or the new one."""
+        """Save ``run_id``; a kill leaves the old file or the new one."""
         write_text(self._file, json.dumps(self._read() | {project: run_id}, indent=2))
 
     def _read(self) -> dict[str, str]:
@@ -91,7 +98,7 @@ class RunIds:
 
 
 def picture(png: bytes) -> Any:
-    """The PIL.Image of the content of a PNG file, in three colours."""
+    """Return the content of a PNG file as an RGB PIL.Image."""
     from PIL import Image
 
     return Image.open(io.BytesIO(png)).convert("RGB")

@@ -1,4 +1,4 @@
-"""Metrics and samples for TensorBoard."""
+"""The tracker for TensorBoard."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TensorBoardTracker:
 
     @staticmethod
     def check(config: TensorBoardConfig, key: str) -> None:
-        """Raise UserError if TensorBoard is missing."""
+        """Raise NotHere if TensorBoard is missing."""
         check_installed("tensorboard", extra="tensorboard", what=f"{key}: tensorboard")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -35,13 +35,13 @@ class TensorBoardTracker:
             self._writer.add_scalar(name, value, step)
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Write a text, as it is and not as Markdown."""
+        """Write a text as it is, not as Markdown."""
         self._writer.add_text(name, "\n".join(f"    {line}" for line in text.split("\n")), step)
 
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
-        """Show the picture."""
+        """Write the picture."""
         self._writer.add_image(name, np.asarray(picture(files[".png"])), step, dataformats="HWC")
 
     def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
-        """Write the events that are still in memory."""
+        """Write the remaining events."""
         self._writer.close()

@@ -1,4 +1,4 @@
-"""The protocol of a tracker, and the run that it is told about."""
+"""The protocol of a tracker, and the facts about a run that it gets."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ RunStatus = Literal["finished", "stopped", "failed"]  # at its last step, by a s
 
 
 class Tracker(Protocol):
-    """Receives what a run measures. ``step`` is the number of optimizer steps done.
+    """Gets the metrics and samples of a run. ``step`` is the number of optimizer steps done.
 
-    One with ``every_step`` gets the training metrics of each step, any other those of each `train.log_every`-th.
+    With ``every_step`` it gets the training metrics of each step, otherwise those of each `train.log_every`-th step.
     """
 
     every_step: ClassVar[bool]
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Take ``metrics`` of ``step``; names with a slash belong to a group, as ``validation/loss``."""
+        """Log the ``metrics`` of ``step``; a name such as ``validation/loss`` starts with its group."""
         ...
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Take a text, such as a sample that the model wrote."""
+        """Log a text, such as a sample of the model."""
         ...
 
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
-        """Take a sample that is no text, as files by their endings: ``.mid`` and, the same as a picture, ``.png``."""
+        """Log a sample of music as files by their endings: ``.mid``, and ``.png`` for its picture."""
         ...
 
     def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
-        """Write what is still held back, how the run ended and where its last checkpoint lies."""
+        """Write the remaining records, the ``status`` of the run and the path of its last ``checkpoint``."""
         ...
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """The run that trackers are told about.
+    """The facts about a run that its trackers get.
 
-    ``first_step`` is the number of steps that it continues from, -1 where it starts; ``system`` are the device and the
-    versions in words; ``say`` prints a line; ``due`` names what is measured again after ``first_step``, for the run
-    ended before all of it was (see ``quintet.train.evaluation``).
+    ``first_step`` is the step that it continues from, -1 for a new run. ``system`` has the device and the versions.
+    ``say`` prints a line. ``due`` names the measurements that are made again after ``first_step``, because the run
+    ended before them (see `quintet.train.evaluation`).
     """
 
     config: RunConfig
@@ -62,12 +62,12 @@ class Tracked:
 
     @property
     def original(self) -> list[Path]:
-        """The files of a dialect as they were written, in the run folder; none where the run file is native."""
+        """The files of a dialect in the run folder, as they were written; none if the run file is native."""
         return sorted(file for file in (self.folder / ORIGINAL).rglob("*") if file.is_file())
 
 
 def system_figures(device: torch.device, precision: str) -> dict[str, str]:
-    """Device, precision, and versions of what computes; memory in bytes."""
+    """Return device, precision, memory in bytes, and versions."""
     import torch
 
     figures = {

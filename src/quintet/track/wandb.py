@@ -1,4 +1,4 @@
-"""Metrics and samples for Weights & Biases."""
+"""The tracker for Weights & Biases."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from quintet.track.background import BackgroundQueue, FailureReporter, check_rea
 from quintet.track.names import RunIds, picture
 from quintet.track.tracker import RunStatus, Tracked
 
-_FINISH_SECONDS = 300  # for what is not sent at the end; without a limit a dead server would hold the run for ever
-_START_SECONDS = 8  # for the server to answer at the start, besides a few that wandb takes itself
-_BEGINNINGS = ("id", "resume", "resume_from", "fork_from")  # arguments that say where a run begins
+_FINISH_SECONDS = 300  # to send the rest at the end; without a limit a dead server would block the run for ever
+_START_SECONDS = 8  # for the server to answer at the start; wandb itself takes a few more
+_START_ARGUMENTS = ("id", "resume", "resume_from", "fork_from")  # used at the first start only
 
 
 class WandbTracker:
-    """One run of Weights & Biases; a continued run continues the same one.
+    """One run of Weights & Biases, with the same steps; a continued run continues the same one.
 
-    Its steps are the run's. A step that is on the server already is not sent again: it would be the same. What a kill
-    kept from being measured after the last of them is sent with the next step, for the server takes no more of a step
-    that is past.
+    A step that the server already has is not sent again, because it would be the same. Measurements after the last of
+    these steps that a kill prevented are sent with the next step, because the server accepts no earlier step.
     """
 
     every_step: ClassVar[bool] = False
@@ -40,12 +39,12 @@ class WandbTracker:
         project = f"wandb {given.get('entity') or ''}/{given.get('project') or ''}"
         run_id = ids.get(project)
         if run_id is not None:
-            given = {name: value for name, value in given.items() if name not in _BEGINNINGS}
+            given = {name: value for name, value in given.items() if name not in _START_ARGUMENTS}
             given |= {"id": run_id, "resume": "allow"}
         own = {"name": run.config.name, "dir": str(run.folder.resolve()), "reinit": "create_new"}
         os.environ.setdefault("WANDB_CACHE_DIR", str((run.folder / "wandb/cache").resolve()))
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", str(_FINISH_SECONDS))
-        os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")  # else it prints that all was sent
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")  # otherwise it prints that all was sent
         os.environ.setdefault("WANDB_INIT_TIMEOUT", str(_START_SECONDS))
         try:
             settings = self._wandb.setup().settings
@@ -73,24 +72,24 @@ class WandbTracker:
 
     @staticmethod
     def check(config: WandbConfig, key: str) -> None:
-        """Raise UserError if wandb is missing or wandb.init has no argument of a given name."""
+        """Raise NotHere if wandb is missing, and UserError if wandb.init lacks one of the arguments."""
         check_arguments(f"{key}.arguments", "wandb.init", _library(key).init, config.arguments, {"config": ""})
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Hand over ``metrics``; wandb sends them in a process of its own."""
+        """Queue ``metrics``; wandb sends them in a process of its own."""
         self._send(step, lambda: {} if step == self._late and self._knows(metrics) else metrics)
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Hand over a text as a page that shows it as it is."""
+        """Queue a text, as an HTML page that shows it as it is."""
         page = f'<meta charset="utf-8"><pre style="white-space: pre-wrap">{html.escape(text)}</pre>'
         self._send(step, lambda: {name: self._wandb.Html(page, inject=False)})
 
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
-        """Hand over the picture."""
+        """Queue the picture."""
         self._send(step, lambda: {name: self._wandb.Image(picture(files[".png"]))})
 
     def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:
-        """Send what is left; the path of the checkpoint is in the summary."""
+        """Send the remaining records; the path of the checkpoint goes to the summary."""
         if checkpoint is not None:
             self._queue.put([lambda: self._run.summary.update({"checkpoint": str(checkpoint)})])
         self._queue.close(lambda: self._finish(1 if status == "failed" else 0))
@@ -107,33 +106,35 @@ class WandbTracker:
             )
 
     def _send(self, step: int, content: Callable[[], Mapping[str, Any]]) -> None:
-        """Log ``content`` of ``step``, unless the server has it: by a thread, since a process of wandb's that does not
-        answer would hold training up."""
+        """Queue ``content`` of ``step`` unless the server has it.
+
+        A thread logs it, because wandb's process may hang.
+        """
 
         def log() -> None:
-            if found := dict(content()):
-                self._run.log(found, step=max(step, self._run.starting_step))
+            if values := dict(content()):
+                self._run.log(values, step=max(step, self._run.starting_step))
 
         if step >= self._run.starting_step or step == self._late:
             self._queue.put([log])
 
     def _knows(self, metrics: Mapping[str, float]) -> bool:
-        """True if the run was killed between sending ``metrics`` and noting that they were measured."""
-        known = self._run.summary
-        return all(known.get(name) == value for name, value in metrics.items())
+        """Return True if the server has ``metrics``, because the run was killed before it recorded that."""
+        sent = self._run.summary
+        return all(sent.get(name) == value for name, value in metrics.items())
 
     def _do(self, actions: list[Callable[[], object]]) -> None:
         for action in actions:
             try:
                 action()
                 self._sent += 1
-            except Exception as error:  # not tried again, for wandb takes no step that is past
+            except Exception as error:  # not tried again, because wandb accepts no earlier step
                 self._missed += 1
                 self._failures.tell(error)
 
 
 def _check_server(address: str) -> None:
-    """Raise OSError, which names ``address``, where nobody answers there."""
+    """Raise OSError with the ``address`` if no server answers there."""
     try:
         check_reachable(address)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Checks of a run file that other libraries must answer, made before anything runs."""
+"""Checks of a run file that need other libraries, made before anything runs."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from quintet.train.run_folder import run_folder
 
 
 def check_training(config: RunConfig) -> None:
-    """Raise UserError when optimizer, schedule or trackers are not what their libraries know, the key of each first.
+    """Raise UserError for each value that another library refuses, as of the optimizer, the schedule or a tracker.
 
-    Raises NotHere where libraries that are not installed are all that is wrong. Only those that the run file names are
-    imported.
+    Raises NotHere if the only problems are libraries that are not installed. Imports only the libraries that the run
+    file names.
     """
     mistakes, missing = gathered(training_checks(config))
     if mistakes:
@@ -45,65 +45,67 @@ def check_training(config: RunConfig) -> None:
 
 
 def _check_name(config: RunConfig) -> None:
-    """Raise UserError for a name that no folder can have; a run that exists already may keep its name."""
+    """Raise UserError for a name that no folder can have; an existing run may keep its name."""
     problem = name_problem(config.name)
     if problem is not None and (config.name in (".", "..") or not is_run(run_folder(config))):
         raise UserError(f"name: {config.name!r} {problem}")
 
 
 def training_checks(config: RunConfig) -> list[Callable[[], object]]:
-    """Return the checks that other libraries answer, each of which raises UserError, or NotHere without the library."""
-    found: list[Callable[[], object]] = [lambda: _check_name(config), lambda: check_secrets(config)]
+    """Return the checks that need other libraries. Each raises UserError, or NotHere without its library."""
+    checks: list[Callable[[], object]] = [lambda: _check_name(config), lambda: check_secrets(config)]
     optimizer, schedule = config.optimizer, config.schedule
     if isinstance(optimizer, TorchOptimizerConfig):
         from quintet.train.library_optimizers import check_optimizer, check_sharded
 
-        found.append(lambda: check_optimizer(optimizer))
+        checks.append(lambda: check_optimizer(optimizer))
         if config.parallel.kind in ("fsdp", "hsdp"):
-            found.append(lambda: check_sharded(optimizer))
+            checks.append(lambda: check_sharded(optimizer))
     if isinstance(schedule, TransformersScheduleConfig):
         from quintet.train.library_schedules import check_transformers_schedule
 
-        found.append(lambda: check_transformers_schedule(schedule))
+        checks.append(lambda: check_transformers_schedule(schedule))
     if isinstance(schedule, DeepSpeedScheduleConfig):
         from quintet.train.library_schedules import check_deepspeed_schedule
 
-        found.append(lambda: check_deepspeed_schedule(schedule))
+        checks.append(lambda: check_deepspeed_schedule(schedule))
     if isinstance(schedule, TorchScheduleConfig):
         from quintet.train.library_schedules import check_torch_schedule
 
-        found.append(lambda: check_torch_schedule(schedule, optimizer))
+        checks.append(lambda: check_torch_schedule(schedule, optimizer))
     model = config.model
     if model.kind == "huggingface" and model.config:
-        found.append(lambda: _check_model_config(model))
+        checks.append(lambda: _check_model_config(model))
     if config.parallel.kind == "deepspeed":
         from quintet.train.integrations.deepspeed import check_deepspeed
 
-        found.append(lambda: check_deepspeed(config))
+        checks.append(lambda: check_deepspeed(config))
     part = config.train
     if part.precision in ("fp16", "tf32") or part.device not in ("auto", "cpu") or part.compile is True:
         from quintet.train.compute import check_compute
 
-        found.append(lambda: check_compute(config.train))
+        checks.append(lambda: check_compute(config.train))
     if config.track:
         from quintet.track.composite import check_trackers
 
-        found.append(lambda: check_trackers(config))
+        checks.append(lambda: check_trackers(config))
     packing = config.data.packing
     if isinstance(packing, TaskPackingConfig):
         from quintet.piano.tasks import tasks_from
 
-        found.append(lambda: tasks_from(packing.tasks, "data.packing.tasks"))
+        checks.append(lambda: tasks_from(packing.tasks, "data.packing.tasks"))
     if isinstance(packing, MusicPackingConfig) and config.sample.prompts:
-        found.append(_check_pictures)
+        checks.append(_check_pictures)
     if config.evaluate.tasks:
-        found.append(lambda: _check_benchmarks(config))
-    return found
+        checks.append(lambda: _check_benchmarks(config))
+    return checks
 
 
 def _check_model_config(config: HuggingFaceConfig) -> None:
-    """Raise UserError for a type of models that the transformers library, where it is installed, does not know, and
-    for numbers that do not fit one another, where the model is new and described on this machine."""
+    """Raise UserError for a model type that the transformers library, if it is installed, does not know.
+
+    Also for numbers that contradict each other, if the model is new and its description is on this machine.
+    """
     if not is_installed("transformers"):
         return
     from transformers import CONFIG_MAPPING
@@ -142,37 +144,41 @@ def _check_pictures() -> None:
 
 
 def check_inputs_here(config: RunConfig, *, on_hub: bool = True) -> None:
-    """Raise NotHere for tokenizers, checkpoints, datasets, templates and texts that the run names and this machine
-    lacks; what is ``on_hub`` is here once it is in the cache, and without that as it can be fetched."""
+    """Raise NotHere for tokenizers, checkpoints, datasets, templates and texts that this machine lacks.
+
+    With ``on_hub`` names on the hub must be in its cache; otherwise they count as available.
+    """
     hub = partial(_absent, fetched=not on_hub)
-    found: list[str] = []
+    missing: list[str] = []
     for source, where in sources_of(config):
         if source.kind == "huggingface" and is_hub_name(source.path):
-            found += hub(f"{where}.path", source.path, "dataset")
+            missing += hub(f"{where}.path", source.path, "dataset")
         template = getattr(getattr(source, "document", None), "template", None)
         if template is not None:
-            found += _absent(f"{where}.document.template", template)
+            missing += _absent(f"{where}.document.template", template)
     tokenizer, model, text = config.tokenizer, config.model, config.evaluate.text_modeling
     if isinstance(tokenizer, HuggingFaceTokenizerConfig):
-        found += hub("tokenizer.path", tokenizer.path, "model")
+        missing += hub("tokenizer.path", tokenizer.path, "model")
     if isinstance(tokenizer, SavedTokenizerConfig) and run_named(tokenizer.path) is None:
-        found += _absent("tokenizer.path", tokenizer.path)
+        missing += _absent("tokenizer.path", tokenizer.path)
     if isinstance(model, HuggingFaceConfig):
         if model.pretrained or "/" in model.name_or_path:
-            found += hub("model.name_or_path", model.name_or_path, "model")
+            missing += hub("model.name_or_path", model.name_or_path, "model")
     elif isinstance(model.init, PretrainedInitConfig) and run_named(model.init.path) is None:
-        found += hub("model.init.path", model.init.path, "model")
+        missing += hub("model.init.path", model.init.path, "model")
     if text is not None and text.path is not None and not is_remote(text.path):
-        found += _absent("evaluate.text_modeling.path", text.path)
-    if found:
-        raise NotHere(*found)
+        missing += _absent("evaluate.text_modeling.path", text.path)
+    if missing:
+        raise NotHere(*missing)
 
 
 def _absent(
     key: str, name: str, on_hub: Literal["model", "dataset"] | None = None, *, fetched: bool = False
 ) -> list[str]:
-    """A line where ``name`` is no file or folder, and no repository in the cache of the hub if it may be ``on_hub``,
-    where any is as good as there if it can be ``fetched``."""
+    """Return a line if ``name`` is neither a file or folder nor, if it may be ``on_hub``, in the cache of the hub.
+
+    With ``fetched`` any name that may be on the hub counts as available.
+    """
     if (placeholder := placeholder_problem(key, name)) is not None:
         return [placeholder]
     if is_path(name):

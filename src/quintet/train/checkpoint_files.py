@@ -147,8 +147,7 @@ THREADS = 4
 
 
 def _read_state(path: Path) -> tuple[Progress, dict[str, dict[str, Any]]]:
-    """Return the progress in state.json of the checkpoint at ``path``, and size and hashes of the other files by
-    name."""
+    """Return the progress in state.json at ``path``, and by name the size and hashes of the other files."""
     try:
         state = from_json((path / "state.json").read_bytes())
         facts = Progress(**state["progress"])
@@ -192,8 +191,7 @@ TABLE = ".metadata"
 
 
 def weight_ranges(folder: Path) -> dict[str, list[tuple[int, int]]]:
-    """Return first byte and length of each weight by the name of its file, ascending, of the checkpoint in
-    ``folder``."""
+    """Return first byte and length of each weight in the checkpoint ``folder``, ascending, by the name of its file."""
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     by_file: dict[str, list[tuple[int, int]]] = {}

@@ -53,8 +53,7 @@ class Intervals:
     save_at_end: bool
 
     def logs(self, step: int) -> bool:
-        """True if a log point is due after ``step``: a progress line, and training metrics for the trackers of
-        `track`."""
+        """True after each log interval, for the progress line and the trackers of `track`."""
         return step % self.log_every == 0
 
     def validates(self, step: int) -> bool:

@@ -130,8 +130,7 @@ def build_objective(config: RunConfig, tokenizer: Tokenizer) -> Objective:
 
 
 def byte_loss(head: ByteHead, hidden: Tensor, targets: Tensor, smoothing: Smoothing, call: int = 0) -> Tensor:
-    """Return the summed −log p of int64 ``targets`` [...] after the floats ``hidden`` [..., width]: an fp32 scalar in
-    nats.
+    """Return the summed −log p, an fp32 scalar in nats, of int64 ``targets`` [...] after float ``hidden`` [..., width].
 
     The −log p of an id is the sum over the symbols of its spelling, padding included. Ids of one spelling share its
     probability equally. ``smoothing`` applies to each symbol, and ``call`` is that of `ByteBlock`.

@@ -220,8 +220,7 @@ def _part_numbers(value: Tensor) -> list[int]:
 
 
 def stochastically_rounded(value: Tensor, to: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Round fp32 ``value`` of any shape to a neighbouring number of dtype ``to``, so that the expected value is
-    ``value``.
+    """Round fp32 ``value`` of any shape to a neighbouring number of dtype ``to``, so that the mean is ``value``.
 
     ``generator`` decides between the two neighbours. A number that ``to`` can represent stays, and one beyond its range
     becomes its largest. Below 1e-36 the numbers are 1.2e-38 apart.

@@ -204,8 +204,7 @@ def _templates_of(config: RunConfig) -> dict[str, str]:
 
 
 def tokenizer_input(folder: Path) -> dict[str, str]:
-    """Return the digest of the tokenizer's files in the run's ``folder``, with its chat template; {} if there is
-    none."""
+    """Return the digest of the tokenizer's files in the run's ``folder``, chat template included; {} without files."""
     saved = folder / "tokenizer"
     files = sorted(file for file in saved.rglob("*") if file.is_file())  # a tokenizer of notes has a folder inside
     return {"tokenizer": f"sha256 {files_digest(files)}"} if saved.is_dir() else {}
@@ -269,8 +268,7 @@ def _keep_original(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _circumstances(computes: str, began: Path, inputs: Mapping[str, str]) -> str:
-    """Return the comments above the run file: versions, git state, the folder in which the run ``began``, and what
-    `auto` became."""
+    """Return the comments above the run file: versions, git state, first working folder, and the choices of `auto`."""
     import torch
 
     from quintet.data.build import library_versions

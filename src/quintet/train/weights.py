@@ -88,8 +88,7 @@ def _from_run(run: str, model: TransformerConfig, rows: int, positions: int, tok
 def first_weights(
     config: RunConfig, tokenizer: Tokenizer, meta_model: Model, weights: dict[str, Tensor] | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and initial value of each parameter of ``meta_model``, which is on the meta device and not yet
-    sharded.
+    """Yield name and initial value of each parameter of ``meta_model``, on the meta device and not yet sharded.
 
     Values are fp32, in the shapes of the parameters. Every process computes those of Quintet's transformer, or takes
     them from ``weights`` by name. Rank 0 reads those of a model of the transformers library, and its buffers. Raises
@@ -137,8 +136,10 @@ def _tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
 
 
 def weights_of(config: RunConfig, model: Model, weights: dict[str, Tensor] | None) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and initial fp32 value of each parameter of ``model``, our transformer on the meta device, in its
-    shape, as `build_run_model` would have given it; from ``weights`` by name if they are given."""
+    """Yield name and initial fp32 value, in its shape, of each parameter of a transformer on the meta device.
+
+    The values are those of `build_run_model`, or those of ``weights`` by name if they are given.
+    """
     assert isinstance(config.model, TransformerConfig)
     if weights is not None:
         yield from ((name, weights[name]) for name, _ in model.named_parameters())

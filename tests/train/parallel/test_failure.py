@@ -70,22 +70,22 @@ def test_a_process_that_torchrun_had_to_kill_is_the_one_that_hung(tmp_path: Path
     stacks = {2: ["Thread 1 (most recent call first):", '  File "a.py", line 3 in wait']}
     assert find_fault(failures, stacks).lines == [
         "process 2 did not answer the others for parallel.timeout_seconds, and was killed",
-        "process 2 stood here:",
+        "process 2 was here:",
         "  Thread 1 (most recent call first):",
         '    File "a.py", line 3 in wait',
-        "process 0 stood here:",
+        "process 0 was here:",
         "  Traceback",
         "  timed out",
-        "process 1 left no sign of where it stood",
+        "process 1 left no stack",
     ]
 
 
-def test_where_all_have_waited_for_one_another_it_is_told_where_each_stood(tmp_path: Path) -> None:
+def test_where_all_have_waited_for_one_another_it_is_told_stacks_of_all(tmp_path: Path) -> None:
     failures = {n: failure(tmp_path, n, 1, "lost", f"timed out {n}") for n in (0, 1)}
     assert find_fault(failures, {}).lines == [
         "process 0: timed out 0",
-        *("process 0 stood here:", "  Traceback", "  timed out 0"),
-        *("process 1 stood here:", "  Traceback", "  timed out 1"),
+        *("process 0 was here:", "  Traceback", "  timed out 0"),
+        *("process 1 was here:", "  Traceback", "  timed out 1"),
     ]
 
 

@@ -140,8 +140,8 @@ def test_a_process_that_hangs_ends_the_run(run_file, launch, faulty, how: str, s
     assert errors(failed.stderr) == [
         "error: process 1 did not answer the others for parallel.timeout_seconds, and was killed"
     ]
-    hanging, _, waiting = failed.stderr.partition("process 0 stood here:")
-    assert ("process 1 stood here:" in hanging, "sitecustomize.py" in hanging) == (stands, stands)
+    hanging, _, waiting = failed.stderr.partition("process 0 was here:")
+    assert ("process 1 was here:" in hanging, "sitecustomize.py" in hanging) == (stands, stands)
     assert "Timed out waiting" in waiting
 
 

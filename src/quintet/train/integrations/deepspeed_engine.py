@@ -131,8 +131,7 @@ class DeepSpeedEngine:
         return [(name, buffer) for name, buffer in self.model.named_buffers() if name in persistent]
 
     def _unmeasured_norm(self) -> float | None:
-        """Return the gradient's norm if DeepSpeed does not wrap the optimizer: it then neither measures the norm nor
-        checks that it is finite."""
+        """Return the gradient's norm if DeepSpeed does not measure it, because it does not wrap the optimizer."""
         if self.engine.optimizer is not self.engine.basic_optimizer:
             return None
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]

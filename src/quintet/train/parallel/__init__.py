@@ -1,1 +1,1 @@
-"""Training in several processes, on PyTorch's own engines: which way, their process group, and the model spread."""
+"""Training in several processes: the strategy, the process group, the sharded model, and `--nproc`."""

@@ -1,4 +1,4 @@
-"""PyTorch's process group, for as long as a run lasts."""
+"""PyTorch's process group during a run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from quintet.train.integrations.deepspeed import leave_group, local_rank_set
 
 @contextmanager
 def process_group(config: RunConfig) -> Generator[None]:
-    """Connect the processes that torchrun started; a single one needs no group unless its weights are to be sharded.
+    """Connect the processes that torchrun started. A single process gets a group only if `parallel` needs one.
 
-    Raises UserError for what a run in several processes cannot do.
+    Raises UserError if the run cannot be trained in so many processes.
     """
     kind, device = config.parallel.kind, choose_device(config.train.device)
     _check(config)
@@ -43,20 +43,22 @@ def process_group(config: RunConfig) -> Generator[None]:
     except BaseException:
         if alone:
             leave_group()
-        raise  # leaving the group would wait for other processes, which may be gone
+        raise  # leaving the group would wait for other processes, which may have ended
     leave_group()
 
 
 def backend_of(device: torch.device) -> dict[str, Any]:
-    """What `init_process_group` needs to know of ``device``. A GPU is named, so that NCCL connects at once and knows
-    on which one, instead of guessing it at the first barrier."""
+    """Return the arguments of `init_process_group` for ``device``.
+
+    With a GPU as device id NCCL connects at once, instead of guessing the GPU at the first barrier.
+    """
     if device.type == "cuda":
         return {"backend": "cpu:gloo,cuda:nccl", "device_id": device}
     return {"backend": "gloo"}
 
 
 def timeout(config: RunConfig) -> timedelta:
-    """Return how long a process waits for the others."""
+    """Return the time that a process waits for the others."""
     return timedelta(seconds=getattr(config.parallel, "timeout_seconds", 600.0))
 
 
@@ -70,9 +72,9 @@ def _check(config: RunConfig) -> None:
             f"trainer.kind: {config.trainer.kind} takes its steps in one process here, and there are {world_size()}; "
             "leave it out, which trains to the same weights"
         )
-    there = torch.cuda.device_count()
-    if choose_device(config.train.device).type == "cuda" and local_rank() >= there:
+    gpus = torch.cuda.device_count()
+    if choose_device(config.train.device).type == "cuda" and local_rank() >= gpus:
         raise UserError(
-            f"train.device: {local_world_size()} processes were started on this machine, which has {there} GPUs; "
-            f"start {there}"
+            f"train.device: {local_world_size()} processes were started on this machine, which has {gpus} GPUs; "
+            f"start {gpus}"
         )

@@ -1,7 +1,7 @@
-"""`quintet train --nproc`: torchrun's own agent, started in this process, and what it says when a run fails.
+"""`quintet train --nproc`: torchrun's agent, started in this process, and one error message when a run fails.
 
-``python -m quintet.train.parallel.launch`` is torchrun itself, which after a signal waits for its processes as long as
-TORCH_ELASTIC_SHUTDOWN_TIMEOUT says, also in versions of PyTorch that do not know it.
+``python -m quintet.train.parallel.launch`` is torchrun itself. After a signal it waits for its processes for the
+seconds in TORCH_ELASTIC_SHUTDOWN_TIMEOUT, also in versions of PyTorch that do not know that variable.
 """
 
 from __future__ import annotations
@@ -25,18 +25,17 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
     from torch.distributed.launcher.api import LaunchConfig
 
-# A checkpoint may take long; whoever cannot wait sends a second signal.
-_GRACE = 24 * 3600
-# Seconds between the first failure and torchrun's killing of who is left are 30.
+_GRACE = 24 * 3600  # seconds; a checkpoint may take long, and a second signal ends a run at once
+# Seconds. torchrun kills the remaining processes 30 s after the first failure.
 _PATIENCE = 20
-_ASKED = {128 + number for number in STOP_SIGNALS}
+_STOPPED_CODES = {128 + number for number in STOP_SIGNALS}
 _HANDLED = [name for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1") if hasattr(signal, name)]
 _KILLED = -9  # SIGKILL, which Windows does not have
 
 
 @dataclass(frozen=True)
 class Fault:
-    """The cause of a run's end: ``lines`` to print, an exit ``code``, and ``again`` if a new start may go better."""
+    """The reason why a run ended: ``lines`` to print, an exit ``code``, and ``again`` if a new start may succeed."""
 
     lines: list[str]
     code: int
@@ -44,8 +43,10 @@ class Fault:
 
 
 def count_processes(wanted: str, device: str) -> int:
-    """Return the number of processes that ``wanted`` means: a number, or auto for one per GPU. Raises UserError if that
-    is none, or more than there are GPUs for ``device``, the value of `train.device`."""
+    """Return the number of processes that ``wanted`` names: a number, or auto for one per GPU.
+
+    Raises UserError if it is neither, or larger than the number of GPUs for ``device``, the value of `train.device`.
+    """
     import torch
 
     gpus = torch.cuda.device_count() if device != "cpu" else 0
@@ -69,10 +70,10 @@ def _check_gpus(wanted: int, gpus: int) -> None:
 
 
 def launch(arguments: Sequence[str], processes: int, restarts: int) -> int:
-    """Run `quintet` with ``arguments`` in so many ``processes`` of this machine, again from its last checkpoint up to
-    ``restarts`` times when it fails, and return the exit code.
+    """Run `quintet` with ``arguments`` in ``processes`` of this machine; return the exit code.
 
-    Raises UserError when the run ends with what the user can mend.
+    A run that fails is started again from its last checkpoint, at most ``restarts`` times. Raises UserError if the run
+    ends with a mistake that the user can fix.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -80,10 +81,10 @@ def launch(arguments: Sequence[str], processes: int, restarts: int) -> int:
 
     if is_launched():
         raise UserError("--nproc: torchrun has started this process already; leave --nproc out")
-    # What torch logs about its processes is said below, in fewer words.
+    # torch's own log about its processes is longer than the message below.
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
-    # torch takes $ for the beginning of a name of its own.
+    # torch expands names after $.
     line = ["-m", "quintet", *(argument.replace("$", "$$") for argument in arguments)]
     for left in range(restarts, -1, -1):
         with tempfile.TemporaryDirectory(prefix="quintet-", ignore_cleanup_errors=True) as folder:
@@ -105,7 +106,7 @@ def launch(arguments: Sequence[str], processes: int, restarts: int) -> int:
 
 
 def _settings(processes: int, folder: str) -> LaunchConfig:
-    """torchrun --standalone for one start of the run; each has a store of its own, so that none finds another's."""
+    """Return the settings of torchrun --standalone for one start of the run, with a store of its own."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
@@ -122,96 +123,99 @@ def _settings(processes: int, folder: str) -> LaunchConfig:
         "signals_to_handle": ",".join(_HANDLED),
         "shutdown_timeout": _GRACE,
     }
-    known = {one.name for one in fields(LaunchConfig)}
+    known = {field.name for field in fields(LaunchConfig)}
     _let_wait(_GRACE)
     return LaunchConfig(**{name: value for name, value in settings.items() if name in known})
 
 
 def _let_wait(seconds: int) -> None:
-    """Have the agent wait ``seconds`` for its processes after a signal, where it cannot be told: shutdown_timeout came
-    with torch 2.13, and an agent before that kills them after 30."""
+    """Make the agent wait ``seconds`` for its processes after a signal, in torch before 2.13.
+
+    That has no shutdown_timeout and kills them after 30 s.
+    """
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.launcher.api import LaunchConfig
 
-    if all(one.name != "shutdown_timeout" for one in fields(LaunchConfig)):
+    if all(field.name != "shutdown_timeout" for field in fields(LaunchConfig)):
         outwait(LocalElasticAgent, seconds)
 
 
 def outwait(agent: type[Any], seconds: int) -> None:
     """Change the class ``agent`` so that after a signal it waits ``seconds`` for its processes before it kills them.
 
-    It names the signal then; where it ends them because one has failed it does not, and kills them as before.
+    After a signal it passes that to `_shutdown`. After a failure it passes none, and kills them as before.
     """
-    whole: Callable[..., None] = agent._shutdown
+    original: Callable[..., None] = agent._shutdown
 
     def shut_down(self: Any, *asked: Any, **named: Any) -> None:
         if asked and self._pcontext:
             self._pcontext.close(asked[0], seconds)
-        whole(self, *asked, **named)
+        original(self, *asked, **named)
 
     agent._shutdown = shut_down
 
 
 def find_fault(failures: dict[int, ProcessFailure], stacks: Mapping[int, list[str]]) -> Fault:
-    """Return what went wrong first in a run whose processes have ``failures``, by their numbers, and ``stacks`` where
-    they stood when they were asked to end."""
-    told = {number: read_failure(failure.message) for number, failure in failures.items()}
-    by_user = {number: failure for number, failure in told.items() if failure and failure.kind == "user"}
+    """Return the first fault of a run from the ``failures`` of its processes, by number, and their ``stacks``.
+
+    ``stacks`` show where the processes were when they were asked to end.
+    """
+    reports = {number: read_failure(failure.message) for number, failure in failures.items()}
+    by_user = {number: failure for number, failure in reports.items() if failure and failure.kind == "user"}
     if by_user:
         return Fault(_user_lines(by_user), 2, again=False)
-    if all(failure.exitcode in _ASKED for failure in failures.values()):
+    if all(failure.exitcode in _STOPPED_CODES for failure in failures.values()):
         return Fault([], next(iter(failures.values())).exitcode, again=False)
-    return Fault(_first_of(told, failures, stacks), 1, again=True)
+    return Fault(_first_of(reports, failures, stacks), 1, again=True)
 
 
-def _user_lines(told: dict[int, Failure]) -> list[str]:
-    """Return the messages about mistakes of the user, each once, with the number of any process but the first."""
-    said: dict[str, int] = {}
-    for number in sorted(told):
-        for problem in told[number].problems:
-            said.setdefault(problem, number)
-    return [f"process {number}: {problem}" if number else problem for problem, number in said.items()]
+def _user_lines(reports: dict[int, Failure]) -> list[str]:
+    """Return each message about a mistake of the user once, with the process number unless it is 0."""
+    first: dict[str, int] = {}
+    for number in sorted(reports):
+        for problem in reports[number].problems:
+            first.setdefault(problem, number)
+    return [f"process {number}: {problem}" if number else problem for problem, number in first.items()]
 
 
 def _first_of(
-    told: dict[int, Failure | None], failures: dict[int, ProcessFailure], stacks: Mapping[int, list[str]]
+    reports: dict[int, Failure | None], failures: dict[int, ProcessFailure], stacks: Mapping[int, list[str]]
 ) -> list[str]:
-    """Return in words the one of ``failures`` from which the others follow."""
-    begun = min(failure.timestamp for failure in failures.values())
-    unsaid = {number: failure for number, failure in failures.items() if told[number] is None}
-    # torchrun asks by SIGTERM whoever is left, and kills half a minute later whoever has not gone.
-    killed = [n for n, one in unsaid.items() if one.exitcode == _KILLED]
-    silent = [n for n in killed if failures[n].timestamp >= begun + _PATIENCE]
+    """Describe the failure that caused the others."""
+    start = min(failure.timestamp for failure in failures.values())
+    unreported = {number: failure for number, failure in failures.items() if reports[number] is None}
+    # torchrun sends SIGTERM to the remaining processes, and kills those that have not ended 30 s later.
+    killed = [n for n, failure in unreported.items() if failure.exitcode == _KILLED]
+    silent = [n for n in killed if failures[n].timestamp >= start + _PATIENCE]
     early = [n for n in killed if n not in silent]
     if early:
         return [f"process {early[0]} was killed (SIGKILL); if nobody did it, the memory of this machine was used up"]
-    by_kind = {
-        kind: [n for n, one in told.items() if one and one.kind == kind] for kind in ("bug", "lost", "elsewhere")
-    }
-    bugs = sorted(by_kind["bug"], key=lambda number: getattr(told[number], "at", 0.0))
+    kinds = ("bug", "lost", "elsewhere")
+    by_kind = {kind: [n for n, report in reports.items() if report and report.kind == kind] for kind in kinds}
+    bugs = sorted(by_kind["bug"], key=lambda number: getattr(reports[number], "at", 0.0))
     if bugs:
-        return [f"process {bugs[0]} failed:", *getattr(told[bugs[0]], "trace", "").rstrip().splitlines()]
-    ended = [n for n, one in unsaid.items() if n not in killed and one.exitcode != -signal.SIGTERM]
+        return [f"process {bugs[0]} failed:", *getattr(reports[bugs[0]], "trace", "").rstrip().splitlines()]
+    ended = [n for n, failure in unreported.items() if n not in killed and failure.exitcode != -signal.SIGTERM]
     if ended:
         return [f"process {ended[0]} {_ending(failures[ended[0]])}"]
     if silent:
         numbers = ", ".join(str(number) for number in silent)
         line = f"process {numbers} did not answer the others for parallel.timeout_seconds, and was killed"
-        return [line, *_where_each_stood(told, stacks, silent)]
+        return [line, *_stacks_of_all(reports, stacks, silent)]
     for number in [*by_kind["lost"], *by_kind["elsewhere"]]:
-        lines = [f"process {number}: {problem}" for problem in getattr(told[number], "problems", [])]
-        return [*lines, *(_where_each_stood(told, stacks) if len(by_kind["lost"]) == len(failures) else [])]
-    return [f"process {min(unsaid)} {_ending(unsaid[min(unsaid)])}"]
+        lines = [f"process {number}: {problem}" for problem in getattr(reports[number], "problems", [])]
+        return [*lines, *(_stacks_of_all(reports, stacks) if len(by_kind["lost"]) == len(failures) else [])]
+    return [f"process {min(unreported)} {_ending(unreported[min(unreported)])}"]
 
 
-def _where_each_stood(
-    told: dict[int, Failure | None], stacks: Mapping[int, list[str]], first: Sequence[int] = ()
+def _stacks_of_all(
+    reports: dict[int, Failure | None], stacks: Mapping[int, list[str]], first: Sequence[int] = ()
 ) -> Iterator[str]:
     """Yield lines with the stack of every process, that of the ``first`` ones before the others."""
-    for number in [*first, *(number for number in told if number not in first)]:
-        one = told[number]
-        lines = one.trace.rstrip().splitlines() if one else stacks.get(number, [])
-        yield f"process {number} stood here:" if lines else f"process {number} left no sign of where it stood"
+    for number in [*first, *(number for number in reports if number not in first)]:
+        report = reports[number]
+        lines = report.trace.rstrip().splitlines() if report else stacks.get(number, [])
+        yield f"process {number} was here:" if lines else f"process {number} left no stack"
         yield from (f"  {line}" for line in lines)
 
 

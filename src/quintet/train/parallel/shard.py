@@ -1,4 +1,4 @@
-"""A model spread over processes: DDP, or PyTorch's fully_shard."""
+"""A model spread over processes by DDP or by PyTorch's fully_shard."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from quintet.train.parallel.strategy import Strategy
 
 
 def make_mesh(shape: tuple[int, int], device: str, timeout: timedelta | None = None) -> DeviceMesh:
-    """Groups × processes of a group, as ``mesh_shape`` gives them; they wait ``timeout`` for each other if it is given.
+    """Return a mesh of the ``shape`` groups × processes in a group (see `mesh_shape`).
 
-    PyTorch's own groups of a mesh wait for half an hour, whatever the process group was told.
+    Processes wait ``timeout`` for each other; without it half an hour, whatever the timeout of the process group.
     """
     dimensions = (shape[1:], ("shard",)) if shape[0] == 1 else (shape, ("replicate", "shard"))
     mesh = init_device_mesh(device, dimensions[0], mesh_dim_names=dimensions[1])
@@ -35,11 +35,11 @@ def make_mesh(shape: tuple[int, int], device: str, timeout: timedelta | None = N
 
 
 def shard(loss_module: LossModule, strategy: Strategy, mesh: DeviceMesh, compute: Compute) -> None:
-    """Spread the weights of ``loss_module``, which may be on the meta device, over ``mesh``: each block by itself, so
-    that one is gathered at a time, and the rest, embedding and head, together.
+    """Shard the weights of ``loss_module``, which may be on the meta device, over ``mesh``.
 
-    Tied weights are one parameter of one module, so they are spread and gathered once. Embedding and head are gathered
-    in fp32: the gradients of all tokens are summed in their type.
+    Each block is sharded by itself, so that one is gathered at a time. Embedding and head are sharded together, so that
+    tied weights are gathered once. They are gathered in fp32, because the gradients of all tokens are summed in their
+    dtype.
     """
     config = strategy.config
     assert isinstance(config, FSDPConfig | HSDPConfig), config
@@ -47,15 +47,15 @@ def shard(loss_module: LossModule, strategy: Strategy, mesh: DeviceMesh, compute
     reduce = DTYPES[config.reduce]
     for block in loss_module.model.blocks:
         policy = MixedPrecisionPolicy(_gathered_in(loss_module, config, compute), reduce, cast_forward_inputs=False)
-        again = config.shard == "full"
-        fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=again)
+        reshard = config.shard == "full"
+        fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=reshard)
     policy = MixedPrecisionPolicy(reduce_dtype=reduce, cast_forward_inputs=False)
     fully_shard(loss_module, mesh=mesh, mp_policy=policy, offload_policy=offload)
 
 
 def _gathered_in(loss_module: LossModule, config: FSDPConfig | HSDPConfig, compute: Compute) -> torch.dtype | None:
     if config.gather == "auto":
-        # Models of the transformers library differ in what they do with narrow gains of norms.
+        # Models of the transformers library differ in their treatment of norm gains in bf16.
         own = loss_module.model.config.kind == "transformer"
         return compute.dtype if own and compute.precision == "bf16" else None
     return None if config.gather == "fp32" else DTYPES[config.gather]
@@ -67,9 +67,9 @@ def replicate(
     compute: Compute,
     wrap: Callable[..., DistributedDataParallel] = DistributedDataParallel,
 ) -> DistributedDataParallel:
-    """``loss_module`` on every process, with its gradients averaged over them by ``wrap``."""
+    """Return ``loss_module`` in ``wrap``, which averages its gradients over the processes."""
     devices = [compute.device] if compute.device.type == "cuda" else None
-    # Buffers are tables that every process makes alike; the name of the setting changed with PyTorch 2.13.
+    # Buffers are the same tables in all processes. PyTorch 2.13 renamed the setting.
     takes = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in takes else "broadcast_buffers"
     return wrap(
@@ -84,11 +84,11 @@ def replicate(
 def load_sharded(
     model: nn.Module, values: Iterable[tuple[str, Tensor]], device: torch.device, *, from_rank0: bool = False
 ) -> None:
-    """Give the parameters of a sharded ``model`` on the meta device, and buffers, their ``values`` on ``device``.
+    """Allocate a sharded ``model`` from the meta device on ``device``, and load ``values`` into it.
 
     Each value is a whole tensor of the parameter's shape in any float dtype. Every process computes the same values and
-    keeps its part of each; with ``from_rank0`` the first process sends its values to the others, whose own have the
-    right shape and no more. So none holds more than one whole matrix besides its parts.
+    keeps its part of each. With ``from_rank0`` rank 0 sends its values; those of the others only have the right shape.
+    So no process holds more than one whole matrix besides its parts.
     """
     materialise(model, device)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
@@ -111,26 +111,27 @@ def load_sharded(
 
 
 def materialise(model: nn.Module, device: torch.device) -> None:
-    """Allocate the parameters of ``model`` that are on the meta device on ``device``, without values, and move the
-    buffers there.
+    """Allocate the parameters of ``model`` on ``device``, without values, and move its buffers there.
 
     ``Module.to_empty`` would untie weights and lose the values of buffers.
     """
-    before: dict[nn.Parameter, nn.Parameter] = {}
+    allocated: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            if parameter not in before:
+            if parameter not in allocated:
                 empty = torch.empty_like(parameter, device=device)
-                before[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
-            setattr(module, name, before[parameter])
+                allocated[parameter] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+            setattr(module, name, allocated[parameter])
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty_like(buffer, device=device) if buffer.is_meta else buffer.to(device))
 
 
 @contextmanager
 def unsharded(loss_module: nn.Module) -> Generator[None]:
-    """Gather the weights within the context, so that the model in ``loss_module`` can be used by other ways than its
-    forward pass, as for writing text; every process must take the same steps. Does nothing for unsharded weights."""
+    """Gather the weights within the context, to use the model outside of the forward pass of ``loss_module``.
+
+    All processes must then use it in the same way. Does nothing for weights that are not sharded.
+    """
     if not isinstance(loss_module, FSDPModule):
         yield
         return

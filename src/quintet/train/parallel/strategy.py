@@ -1,4 +1,4 @@
-"""The way a run is spread over its processes, and the part of a batch that each of them has."""
+"""The choice of DDP, FSDP or HSDP for a run, and the part of a batch for each process."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from quintet.config.schema import BatchShape, RunConfig
 from quintet.errors import UserError
 from quintet.train.optimizer import optimizer_bytes
 
-# Of a device's memory, what weights, gradients and optimizer state may take, so that activations have the rest.
+# The fraction of a device's memory for weights, gradients and optimizer state; the rest is for activations.
 STATE_SHARE = 0.6
 
 
 @dataclass(frozen=True)
 class Environment:
-    """``processes`` in all, ``local`` of them on each machine, with ``memory`` bytes each, None where that is
-    not known."""
+    """All ``processes``, those ``local`` to each machine, and the ``memory`` of each in bytes, None if unknown."""
 
     processes: int
     local: int
@@ -34,25 +33,27 @@ class Environment:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A ``config`` that is not ``auto``, and why it was taken."""
+    """A ``config`` that is not ``auto``, and the ``reason`` for it."""
 
     config: ParallelConfig
     reason: str
 
     @property
     def kind(self) -> str:
-        """none, ddp, fsdp, hsdp or deepspeed."""
+        """One of none, ddp, fsdp, hsdp and deepspeed."""
         return self.config.kind
 
     @property
     def sharded(self) -> bool:
-        """True if a process holds only parts of the weights."""
+        """True if a process holds only a part of the weights."""
         return self.kind in ("fsdp", "hsdp")
 
 
 def choose_strategy(config: ParallelConfig, environment: Environment, state_bytes: float) -> Strategy:
-    """Return what ``config`` says, or for ``auto`` the way that sends least among those with which ``state_bytes``
-    (weights, gradients and optimizer state of the whole model) fit the memory of a device."""
+    """Return ``config``, or for ``auto`` the strategy with the least communication that fits the memory of a device.
+
+    ``state_bytes`` are the weights, gradients and optimizer state of the whole model.
+    """
     if not isinstance(config, AutoParallelConfig):
         return Strategy(config, "as the run file says")
     if environment.processes == 1:
@@ -76,9 +77,9 @@ def choose_strategy(config: ParallelConfig, environment: Environment, state_byte
 
 
 def share_of_batch(shape: BatchShape, processes: int) -> BatchShape:
-    """Return each process's part of a batch of ``shape``. Raises UserError if it cannot be the same for all.
+    """Return each process's part of a batch of ``shape``. Raises UserError if the parts cannot be equal.
 
-    A micro-batch stays as large as it was where the parts allow it, and becomes smaller where they do not.
+    A micro-batch keeps its size if that divides the part, and is smaller otherwise.
     """
     if shape.samples % processes:
         raise UserError(
@@ -91,8 +92,10 @@ def share_of_batch(shape: BatchShape, processes: int) -> BatchShape:
 
 
 def mesh_shape(strategy: Strategy, environment: Environment) -> tuple[int, int]:
-    """Groups with the same weights, and processes over which each group spreads them. Raises UserError when the
-    processes do not divide into groups."""
+    """Return the number of groups with the same weights, and the processes of a group, which share them.
+
+    Raises UserError if the processes do not divide into groups.
+    """
     config = strategy.config
     if isinstance(config, FSDPConfig):
         return 1, environment.processes
@@ -107,13 +110,15 @@ def mesh_shape(strategy: Strategy, environment: Environment) -> tuple[int, int]:
 
 
 def counts_of(model: nn.Module) -> tuple[int, int]:
-    """Parameters of ``model``, and those of them that are trained."""
+    """Return the numbers of all parameters and of trainable parameters of ``model``."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def state_bytes_of(config: RunConfig, model: nn.Module) -> float:
-    """Bytes of the weights of ``model``, which may be on the meta device, of gradients and of optimizer state, all kept
-    in fp32 but for what ``optimizer`` says."""
+    """Return the bytes of weights, gradients and optimizer state of ``model``, which may be on the meta device.
+
+    Weights and gradients are fp32.
+    """
     parameters, trained = counts_of(model)
     return 4.0 * (parameters + trained) + optimizer_bytes(config.optimizer, model)
