@@ -1,4 +1,4 @@
-"""Whatever a run file holds, it loads or is refused with a place: loading itself never breaks."""
+"""Any content of a run file loads, or is refused at a place; loading itself never fails."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_loading_succeeds_or_says_what_is_wrong(
 ) -> None:
     file = tmp_path_factory.mktemp("any") / "run.yaml"
     sound = {"data": {"sources": [{"kind": "python_stdlib"}]}, "train": {"steps": 3}}
-    file.write_text(json.dumps(sound | values), encoding="utf-8")  # JSON is YAML, but for some characters
+    file.write_text(json.dumps(sound | values), encoding="utf-8")  # JSON is YAML, except for some characters
     problems: list[Problem] = []
     try:
         loaded = load_run_config([file], overrides)

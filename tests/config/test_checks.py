@@ -1,4 +1,4 @@
-"""Contradictions between keys: every one of a file is told at once, at its own key and line."""
+"""Contradictions between keys: all of a file are reported together, each at its key and line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BASE: dict[str, Any] = {
     "train": {"steps": 100},
     "model": {"width": 64},
 }
-# Each makes one contradiction, alone and with any of the others: what is changed, and where it is told.
+# Each makes one contradiction, by itself and together with any of the others: the changes, and where it is reported.
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "context": ({"model.context_length": 32}, "data.sequence_length"),
     "rows": ({"model.vocab_size": 300}, "model.vocab_size"),
@@ -83,7 +83,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def put(values: dict[str, Any], changes: Mapping[str, Any]) -> bool:
-    """Set each key path of ``changes``; False if one of them would undo what another mistake set."""
+    """Set each key path of ``changes``; False if one would undo what another mistake set."""
     for path, value in changes.items():
         steps = path.replace("[", ".").replace("]", "").split(".")
         inner: Any = values
@@ -97,7 +97,7 @@ def put(values: dict[str, Any], changes: Mapping[str, Any]) -> bool:
 
 
 def file_with(tmp_path: Path, *names: str) -> Path | None:
-    """A run file with these mistakes, None if they exclude one another."""
+    """Return a run file with these mistakes, None if they exclude one another."""
     values = yaml.safe_load(yaml.safe_dump(BASE))
     if not all(put(values, MISTAKES[name][0]) for name in names):
         return None
@@ -117,7 +117,7 @@ def test_the_file_without_mistakes_is_right(tmp_path: Path) -> None:
     load_run_config([file])
 
 
-def test_a_rate_of_dropout_that_changes_is_compiled_by_our_own_models_alone(tmp_path: Path) -> None:
+def test_only_our_own_models_compile_with_a_changing_dropout_rate(tmp_path: Path) -> None:
     scheduled = ["train.compile=true", "dropout_schedule={kind: triangle, high: 0.5}"]
     file = file_with(tmp_path)
     assert file is not None
@@ -128,7 +128,7 @@ def test_a_rate_of_dropout_that_changes_is_compiled_by_our_own_models_alone(tmp_
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_contradiction_is_told_at_its_key_and_line(tmp_path: Path, name: str) -> None:
+def test_a_contradiction_is_reported_at_its_key_and_line(tmp_path: Path, name: str) -> None:
     file = file_with(tmp_path, name)
     assert file is not None
     key = MISTAKES[name][1]
@@ -142,7 +142,7 @@ def test_a_contradiction_is_told_at_its_key_and_line(tmp_path: Path, name: str) 
         assert f"{last}:" in written[line - 1]
 
 
-# Of these the one mends the other, or there is no size of a batch to compare with.
+# Of these one undoes the other, or there is no batch size to compare with.
 _HIDES = [
     {"heads", "pairs"},
     {"read", "nothing"},
@@ -154,7 +154,7 @@ _HIDES = [
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_every_pair_of_contradictions_is_told_at_once(tmp_path: Path, name: str) -> None:
+def test_every_pair_of_contradictions_is_reported_at_once(tmp_path: Path, name: str) -> None:
     for other in itertools.takewhile(lambda other: other != name, MISTAKES):
         if {name, other} in _HIDES or (file := file_with(tmp_path, name, other)) is None:
             continue
@@ -162,7 +162,7 @@ def test_every_pair_of_contradictions_is_told_at_once(tmp_path: Path, name: str)
         assert {MISTAKES[name][1], MISTAKES[other][1]} <= keys, (name, other)
 
 
-def test_three_and_more_contradictions_are_told_at_once(tmp_path: Path) -> None:
+def test_three_and_more_contradictions_are_reported_at_once(tmp_path: Path) -> None:
     names = ("context", "warmup", "best", "devices", "often", "nothing", "cleaning", "wandb", "sample", "trainer")
     for three in itertools.combinations(names, 3):
         file = file_with(tmp_path, *three)
@@ -189,7 +189,7 @@ def test_mistakes_of_single_keys_come_with_contradictions_of_other_sections(tmp_
 
 
 def test_what_a_mistaken_section_may_mean_is_not_guessed(tmp_path: Path) -> None:
-    """A rate above one that is misspelt is no contradiction: its default is not what was meant."""
+    """A rate above a misspelt one is no contradiction, because the default is not what was meant."""
     file = file_with(tmp_path)
     assert file is not None
     given = "schedule={kind: cosine, min_lr: 0.5}"
@@ -198,7 +198,7 @@ def test_what_a_mistaken_section_may_mean_is_not_guessed(tmp_path: Path) -> None
     assert {problem.key for problem in told(file, given, "optimzer={lr: 1}")} == {"optimzer"}
 
 
-def test_contradictions_in_one_section_are_told_together_without_a_run_file() -> None:
+def test_contradictions_in_one_section_are_reported_together_without_a_run_file() -> None:
     with pytest.raises(ValidationError) as refused:
         TrainConfig(log_every=1.5, batch_devices=2)
     assert refused.value.error_count() == 3

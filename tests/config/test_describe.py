@@ -1,4 +1,4 @@
-"""The walk over the schema: nothing is undescribed, and what it says is what the schema does."""
+"""Descriptions of the schema: each key has one, and it agrees with what the schema accepts."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ KEYS = list(walk())
 
 
 def keys_without(holds: Callable[[KeyInfo], bool]) -> list[str]:
-    """The keys, each with the kinds that it stands in, of which ``holds`` is not true."""
+    """Return the keys for which ``holds`` is false, each with the kinds of the sections around it."""
     return ["/".join([key.path, *(kind for _, kind in key.within)]) for key in KEYS if not holds(key)]
 
 
-def test_every_key_says_what_it_means_in_which_unit_and_with_which_default() -> None:
+def test_every_key_has_a_description_a_unit_and_a_default() -> None:
     assert len(KEYS) > 500
     assert keys_without(lambda key: bool(key.description.strip()) and not key.description.endswith(".")) == []
-    assert keys_without(lambda key: bool(key.unit) == ("number" in key.type)) == []  # numbers have units, others none
+    assert keys_without(lambda key: bool(key.unit) == ("number" in key.type)) == []  # only numbers have units
     assert keys_without(lambda key: not key.required or key.default is None) == []
     assert keys_without(lambda key: re.fullmatch("[a-z][a-z0-9_]*", key.name) is not None) == []
 
 
-def test_every_section_says_what_it_is() -> None:
+def test_every_section_has_a_summary() -> None:
     sections = [(key.path, kind, section) for key in KEYS for kind, section in key.kinds.items()]
     assert [(path, kind) for path, kind, section in sections if not section.summary.endswith(".")] == []
     assert [(path, kind) for path, kind, section in sections if section.kind != kind or not section.keys] == []
@@ -71,7 +71,7 @@ def test_with_defaults_fills_in_what_a_run_would_have(tmp_path: Path) -> None:
 
 
 def by_kinds(key: KeyInfo) -> str:
-    """The path of ``key`` with the kind of each section after the section: ``schedule.wsd.min_lr``."""
+    """Return the path of ``key`` with kinds after their sections: ``schedule.wsd.min_lr``."""
     steps = key.path.replace("[]", "")
     for section, kind in reversed(key.within):
         plain = section.replace("[]", "")
@@ -117,7 +117,7 @@ def test_every_key_is_found_by_its_kind() -> None:
         ("model.norm.eps", [("model.norm.eps", ("rms",)), ("model.norm.eps", ("layer",))]),
     ],
 )
-def test_a_key_is_found_by_what_one_would_type(query: str, expected: list[tuple[str, tuple[str, ...]]]) -> None:
+def test_a_key_is_found_by_what_users_type(query: str, expected: list[tuple[str, tuple[str, ...]]]) -> None:
     assert [(found.key.path, found.kinds) for found in find(query)] == expected
 
 
@@ -131,12 +131,12 @@ def test_a_kind_is_found() -> None:
     ("query", "nearest"),
     [("lrr", "optimizer.lr"), ("modl.width", "model.width"), ("optimizer.weigth_decay", "weight_decay")],
 )
-def test_what_is_not_found_is_answered_with_the_nearest(query: str, nearest: str) -> None:
+def test_an_unknown_key_is_answered_with_the_nearest(query: str, nearest: str) -> None:
     with pytest.raises(UserError, match=rf"{query}' is no key of the run file; did you mean .*{nearest}"):
         find(query)
 
 
-def test_types_are_said_in_plain_words() -> None:
+def test_types_are_described_in_words() -> None:
     words = {key.path: key.type for key in walk(run_file())}
     assert words["train.steps"] == "whole number or null"
     assert words["train.compile"] == "auto, true or false"

@@ -1,4 +1,4 @@
-"""Writing a run config and comparing two."""
+"""Writing of a run config, and comparison of two."""
 
 from __future__ import annotations
 

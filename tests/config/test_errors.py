@@ -1,4 +1,4 @@
-"""Mistakes in keys and values: said at their line, all at once, with what was meant."""
+"""Mistakes in keys and values are reported together, each at its line, with what was probably meant."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from quintet.config.provenance import RunFileError
 
 
 def problems(tmp_path: Path, values: str | dict[str, Any], *overrides: str) -> list[str]:
-    """What is said of a run file, one 'LINE: key: message' a problem."""
+    """Return the problems of a run file, each as 'LINE: key: message'."""
     file = tmp_path / "run.yaml"
     file.write_text(values if isinstance(values, str) else yaml.safe_dump(values), encoding="utf-8")
     with pytest.raises(RunFileError) as caught:
@@ -141,7 +141,7 @@ parallel: {kind: [auto]}
         ),
     ],
 )
-def test_a_mistake_is_said_in_plain_words(tmp_path: Path, text: str, expected: str) -> None:
+def test_a_mistake_is_reported_in_words(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in problems(tmp_path, text)
 
 
@@ -155,7 +155,7 @@ def test_held_out_data_and_validation_sources_exclude_each_other(tmp_path: Path)
     assert load_run_config([file]).config.data.validation == 0
 
 
-def test_overrides_of_unknown_keys_are_the_command_lines(tmp_path: Path) -> None:
+def test_an_unknown_key_of_an_override_is_reported_at_the_command_line(tmp_path: Path) -> None:
     [found] = problems(tmp_path, MINIMAL, "data.sources[0].path=x")
     assert found == (
         "command line: data.sources[0].path: 'path' is not an option of kind 'python_stdlib' (it is one "
@@ -165,7 +165,7 @@ def test_overrides_of_unknown_keys_are_the_command_lines(tmp_path: Path) -> None
 
 
 def every_section() -> Iterator[tuple[list[str | int], Section, KeyInfo | None]]:
-    """Each section of each kind, with its path and the key that holds it."""
+    """Yield each section of each kind, with its path and the key that holds it."""
 
     def visit(section: Section, path: list[str | int], holder: KeyInfo | None) -> Iterator[Any]:
         yield path, section, holder
@@ -177,7 +177,7 @@ def every_section() -> Iterator[tuple[list[str | int], Section, KeyInfo | None]]
 
 
 def typos(word: str, rng: random.Random) -> Iterator[str]:
-    """The slips of a hand: two letters swapped, one doubled, one left out, one beside the right one."""
+    """Return typing errors: two letters swapped, one doubled, one missing, and a key next to the right one."""
     at = rng.randrange(len(word) - 1)
     yield word[:at] + word[at + 1] + word[at] + word[at + 2 :]
     at = rng.randrange(len(word))
@@ -187,7 +187,7 @@ def typos(word: str, rng: random.Random) -> Iterator[str]:
         yield word[:at] + rng.choice("qwzx") + word[at + 1 :]
 
 
-# A section that may stand at several keys, as a source may, is tried at one of them.
+# A section that several keys can hold, such as a source, is tried at one of them.
 SECTIONS = {
     (section.kind, *(key.name for key in section.keys)): (path, section) for path, section, _ in every_section()
 }
@@ -220,8 +220,8 @@ def test_a_typo_in_any_key_is_refused_with_the_key_that_was_meant(
     assert [typo for typo, name in meant.items() if f"unknown key {typo!r}; did you mean {name!r}?" not in said] == []
 
 
-def test_aliases_that_stand_for_too_much_are_refused_before_they_are_written_out(tmp_path: Path) -> None:
-    """Each line stands for ten times as many values as the one before it: the last for ten to the fifteenth."""
+def test_aliases_that_expand_to_too_much_are_refused_before_they_are_expanded(tmp_path: Path) -> None:
+    """Each line expands to ten times as many values as the line before, the last to 10^15."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 15)]
     (line,) = problems(tmp_path, "\n".join(lines))
@@ -230,7 +230,7 @@ def test_aliases_that_stand_for_too_much_are_refused_before_they_are_written_out
 
 @pytest.mark.parametrize("brackets", [("[", "]"), ("{a: ", "}")])
 @pytest.mark.parametrize("depth", [61, 3000])
-def test_what_nests_too_deep_is_refused(tmp_path: Path, brackets: tuple[str, str], depth: int) -> None:
+def test_too_deep_nesting_is_refused(tmp_path: Path, brackets: tuple[str, str], depth: int) -> None:
     (line,) = problems(tmp_path, f"a: {brackets[0] * depth}1{brackets[1] * depth}")
     assert line.endswith("nests more than 60 levels")
     told = problems(tmp_path, MINIMAL, f"model={brackets[0] * depth}1{brackets[1] * depth}")

@@ -1,4 +1,4 @@
-"""Files with a defaults list: the values are those of Hydra's own `compose`, and each knows its file and line."""
+"""Files with a defaults list have the values of Hydra's `compose`, each with its file and line."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_each_value_knows_its_file_and_line(folder: Path) -> None:
         (["run.x=3"], "set it as a whole"),
         (["list={a: 1}"], "a list in one place and a section in the other"),
         (["a@b=3"], "no such group"),
-        (["hydra.run.dir=x"], "Hydra's own"),
+        (["hydra.run.dir=x"], "Hydra's jobs"),
     ],
 )
 def test_what_cannot_be_composed_is_refused_in_one_line(folder: Path, overrides: list[str], message: str) -> None:

@@ -1,4 +1,4 @@
-"""The functions that ``${name:…}`` may call."""
+"""Functions of interpolations, ``${name:…}``, and the limits of interpolations."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def test_functions(text: str, value: Any) -> None:
     assert resolved(f'b: 4\nt: {{path: "x#"}}\na: "{text}"')["a"] == value
 
 
-def test_an_unknown_function_is_answered_with_those_that_there_are() -> None:
+def test_an_unknown_function_is_answered_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"no such function; there are oc.env.*add.*for.*now"):
         resolved('a: "${plus:1,2}"')
 
 
-def test_the_variables_of_a_file_are_the_names_at_its_top_without_which_it_has_no_meaning() -> None:
+def test_the_variables_of_a_file_are_the_names_at_its_top_that_interpolations_use() -> None:
     values = yaml.safe_load(
         """
         plain: 1
@@ -86,7 +86,7 @@ def test_a_text_in_a_list_may_be_three_question_marks_and_a_value_may_not() -> N
 
 
 def _written_over(times: int, links: int) -> str:
-    """Values of which each names the one before ``times`` times, ``links`` long."""
+    """Return ``links`` values, each of which names the value before it ``times`` times."""
     return "v0: 0123456789\n" + "".join(f'v{n}: "{f"${{v{n - 1}}}" * times}"\n' for n in range(1, links + 1))
 
 
@@ -103,7 +103,7 @@ def _written_over(times: int, links: int) -> str:
         ("a: '${b}'\nb: ['${a}', '${a}']", "Interpolation to parent node detected"),
     ],
 )
-def test_what_stands_for_more_than_memory_holds_is_refused_in_one_line(text: str, message: str) -> None:
+def test_interpolations_that_expand_to_too_much_are_refused_in_one_line(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
         resolved(text)
     assert len(str(raised.value).splitlines()) <= 3

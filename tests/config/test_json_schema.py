@@ -1,4 +1,4 @@
-"""The JSON Schema accepts what the loader accepts, and refuses typos while one types them."""
+"""The JSON Schema accepts what the loader accepts, and refuses misspelt keys."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MINIMAL = {"data": {"sources": [{"kind": "python_stdlib"}]}, "train": {"steps": 
 
 
 class CoreLoader(yaml.SafeLoader):
-    """YAML 1.2 as editors read it: 2e-3 is a number."""
+    """YAML 1.2, as editors read it, in which 2e-3 is a number."""
 
 
 CoreLoader.add_implicit_resolver(
@@ -94,11 +94,11 @@ def test_mistakes_are_refused(values: dict[str, Any]) -> None:
         {"data": {"sources": [{"kind": "text", "path": "${oc.env:A}/x"}, {"kind": "text", "path": ["a", "b"]}]}},
     ],
 )
-def test_what_the_loader_fills_in_may_be_left_out_and_interpolations_may_stand(values: dict[str, Any]) -> None:
+def test_defaults_may_be_omitted_and_interpolations_are_allowed(values: dict[str, Any]) -> None:
     assert valid(**values)
 
 
-def test_a_file_that_extends_another_may_leave_out_what_that_one_gives() -> None:
+def test_a_file_that_extends_another_may_omit_what_the_other_gives() -> None:
     assert VALIDATOR.is_valid({"extends": "base.yaml", "data": {"shuffle": False}})
     assert VALIDATOR.is_valid({"extends": ["a.yaml", "b.yaml"]})
     assert not VALIDATOR.is_valid({"data": {"shuffle": False}})

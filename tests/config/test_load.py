@@ -1,4 +1,4 @@
-"""Loading: files, what they extend, interpolation, overrides, and where each value came from."""
+"""Loading of run files: extended files, interpolation, overrides, and the origin of each value."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load(write: Write) -> Callable[..., Loaded]:
 
 @pytest.fixture
 def problems(load: Callable[..., Loaded]) -> Callable[..., tuple[str, ...]]:
-    """The problems of a run file, with the folder taken from the names of files."""
+    """Return the problems of a run file, with files named without their folder."""
 
     def _problems(text: str, *overrides: str) -> tuple[str, ...]:
         with pytest.raises(UserError) as caught:
@@ -77,7 +77,7 @@ def test_later_files_win_sections_merge_and_lists_are_replaced(write: Write) -> 
     assert "data.sources[1].path" not in loaded.origins
 
 
-def test_a_section_that_changes_its_kind_starts_anew(write: Write) -> None:
+def test_a_section_that_changes_its_kind_is_replaced(write: Write) -> None:
     base = write(MINIMAL + "schedule: {min_lr: 1e-4, warmup_steps: 7}\n", "base.yaml")
     same = load_run_config([base, write("schedule: {kind: cosine, decay_steps: 9}", "same.yaml")]).config.schedule
     assert (same.kind, same.warmup_steps, same.decay_steps) == ("cosine", 7, 9)
@@ -85,7 +85,7 @@ def test_a_section_that_changes_its_kind_starts_anew(write: Write) -> None:
     assert (other.kind, other.warmup_steps) == ("constant", 0)
 
 
-def test_extends_is_relative_to_its_file_and_goes_on_recursively(write: Write) -> None:
+def test_extends_is_relative_to_its_file_and_recursive(write: Write) -> None:
     write(MINIMAL + "seed: 1\nruns_dir: top\n", "base/top.yaml")
     write("extends: top.yaml\nseed: 2\nevaluate: {every: 7}\n", "base/middle.yaml")
     write("evaluate: {samples: 9}", "more.yaml")
@@ -118,7 +118,9 @@ def test_a_file_may_be_extended_twice_but_not_by_itself(write: Write) -> None:
         ("${oc.env:NOT_SET_ANYWHERE}", r"run\.yaml:1: extends: .*NOT_SET_ANYWHERE"),
     ],
 )
-def test_what_cannot_be_extended_is_said_at_its_line(load: Callable[..., Loaded], extends: str, message: str) -> None:
+def test_what_cannot_be_extended_is_reported_at_its_line(
+    load: Callable[..., Loaded], extends: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         load(f"extends: {extends}\n" + MINIMAL)
 
@@ -304,7 +306,7 @@ def test_broken_yaml_is_reported_at_its_line(problems: Callable[..., tuple[str, 
     assert problems(text) == (problem,)
 
 
-# What PyYAML's reader refuses, and what OmegaConf reads as an interpolation, are other matters.
+# Without characters that PyYAML refuses, and without interpolations.
 JSON_TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="$"))
 
 
@@ -349,7 +351,7 @@ def test_half_a_character_is_refused_at_its_key(
 def test_half_a_character_is_refused_wherever_it_comes_from(
     problems: Callable[..., tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A byte that is no UTF-8 reaches Python as half a character.
+    # Python decodes a byte that is not UTF-8 to half a character.
     for value, half in (('"\\ud83d"', "ud83d"), ("\udcff", "udcff"), ('"\\ude00\\ud83d"', "ude00")):
         assert problems(MINIMAL, f"name={value}") == (f"command line: name: character 0 is \\{half}, {HALF}",)
     monkeypatch.setenv("NAME", "a\udcff")
@@ -391,11 +393,11 @@ STEP = st.text("ab_1", min_size=1).filter(lambda text: not text.isdecimal())
 def test_a_path_that_is_shown_is_read_as_itself(steps: list[str | int], first: str) -> None:
     path = (first, *steps)
     assert parse(show(path)) == parse(f" {show(path)} ") == path_of(show(path)) == path
-    assert parse(show(path).replace("[", ".").replace("]", "")) == path  # an index may stand between points
+    assert parse(show(path).replace("[", ".").replace("]", "")) == path  # an index may also be between points
 
 
 @pytest.mark.parametrize("text", ["", ".", "a.", ".a", "a..b", "a[", "a[x]", "a[0", "[0]", "a]", "a b.[0]."])
-def test_what_spells_no_path_is_none(text: str) -> None:
+def test_a_text_that_is_not_a_path_parses_as_none(text: str) -> None:
     assert parse(text) is None
 
 
@@ -424,14 +426,14 @@ def test_what_is_at_a_path_and_what_is_not() -> None:
         (f"'{'x' * 300}'", "extends: 'xxx"),
     ],
 )
-def test_what_extends_cannot_name_is_said_with_its_line(tmp_path: Path, names: str, message: str) -> None:
+def test_what_extends_cannot_name_is_reported_with_its_line(tmp_path: Path, names: str, message: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"name: a\nextends: {names}\n")
     assert only_problem(file).startswith(f"{file}:2: {message}")
 
 
 def only_problem(file: Path) -> str:
-    """The one problem for which ``file`` is refused."""
+    """Return the only problem of ``file``."""
     with pytest.raises(UserError) as raised:
         load_run_config([file])
     (problem,) = raised.value.problems
@@ -449,7 +451,7 @@ def only_problem(file: Path) -> str:
         (f"lr: '{'9' * 400}'", "optimizer.lr: must be "),
     ],
 )
-def test_a_number_that_no_run_has_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+def test_a_number_with_too_many_digits_is_refused_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(f"data: {{sources: [{{kind: python_stdlib}}]}}\ntrain: {{steps: 1}}\noptimizer:\n  {text}\n")
     problem = only_problem(file)

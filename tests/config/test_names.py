@@ -1,4 +1,4 @@
-"""Names that can be files and folders, and those that cannot."""
+"""Names that files and folders can have, and those that they cannot."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_names_that_no_run_can_have(name: str) -> None:
     assert name_problem(name)
 
 
-def test_a_name_is_judged_at_check_and_an_old_run_keeps_its_own(tmp_path: Path) -> None:
+def test_a_name_is_checked_and_an_old_run_keeps_its_own(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(RUN_FILE)
     for name in ("..", ".", "a:b", "NUL"):
         config = load_run_config([tmp_path / "run.yaml"], [f"name='{name}'", f"runs_dir={tmp_path / 'runs'}"]).config
@@ -84,7 +84,7 @@ def test_every_text_is_near_a_name_that_a_run_can_have(text: str) -> None:
     assert name_problem(text) is not None or name == text
 
 
-def test_a_run_is_named_after_its_file_and_one_that_is_there_keeps_its_name(
+def test_a_run_is_named_after_its_file_and_an_existing_run_keeps_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

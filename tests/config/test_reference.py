@@ -1,4 +1,4 @@
-"""The reference page is what the schema says now."""
+"""The reference page in the repository is the one of the schema."""
 
 from __future__ import annotations
 

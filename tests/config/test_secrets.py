@@ -1,4 +1,4 @@
-"""No value of the environment and no credential is written down, and a run goes on with those of its environment."""
+"""Values of environment variables and credentials are not written to files, and a run continues with its variables."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_value_of_the_environment_is_written_as_its_interpolation(
         "notes": "${oc.env:KEY_OF_OURS}",
         "group": f"g-${{oc.env:KEY_OF_OURS}}-{config.train.steps}",
     }
-    assert values["data"]["cache_dir"] == "${oc.env:ROOT}/cache"  # it was set, and is needed from now on
+    assert values["data"]["cache_dir"] == "${oc.env:ROOT}/cache"  # it was set at the start, and is needed from then on
     assert (
         values["data"]["sources"][0]["path"] == ["${oc.env:ROOT}/cache/texts/\\${x}"]
         or values["data"]["sources"][0]["path"] == "${oc.env:ROOT}/cache/texts/\\${x}"
@@ -69,7 +69,7 @@ def test_a_default_is_written_where_the_environment_says_nothing(load: Callable[
     assert yaml.safe_load(dump_run_config(config))["runs_dir"] == "elsewhere"
 
 
-def test_credentials_are_stars_and_asked_for_again(load: Callable[..., Loaded], tmp_path: Path) -> None:
+def test_credentials_are_masked_and_must_be_given_again(load: Callable[..., Loaded], tmp_path: Path) -> None:
     arguments = {"project": "p", "settings": {"api_key": "0123456789"}, "notes": f"see {TOKEN}"}
     track = [{"kind": "mlflow", "tracking_uri": LOGIN}, {"kind": "wandb", "arguments": arguments}]
     config = load({"track": track}).config
@@ -129,7 +129,7 @@ def test_a_dialects_files_keep_the_interpolation_and_their_copies_no_credential(
     assert load_run_config([again]).config == loaded.config
 
 
-def test_a_run_goes_on_with_the_environment_of_then_and_says_what_it_lacks(
+def test_a_continued_run_needs_its_environment_variables_and_names_missing_ones(
     tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -215,7 +215,7 @@ def test_a_spike_is_what_stands_out_of_the_median_deviation() -> None:
         ({"checkpoint": {"every": 30}}, "which train.steps = 24 does not reach; lower checkpoint.every"),
         (
             {"on_spike": {}},
-            "needs a checkpoint and 100 losses before it can judge a step, which train.steps = 24 does not reach",
+            "100 losses before it can judge a step, which train.steps = 24 does not reach",
         ),
         ({"data": {"fixed_batch": True}}, "with data.fixed_batch all steps have the same"),
         ({"trainer": {"kind": "transformers"}}, "is not supported by trainer.kind: transformers"),
