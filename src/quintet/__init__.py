@@ -1,16 +1,16 @@
 """Quintet trains language models, of text and of piano music, from one typed YAML file.
 
-Everything that the command line does is here for scripts and notebooks:
+Everything that the command line does is available to scripts and notebooks:
 
     import quintet
 
     config = quintet.load_config("examples/quickstart.yaml", ["train.steps=200"])
     quintet.check(config)         # every mistake at once, before anything runs
     quintet.plan(config)          # parameters, FLOPs, memory, time
-    run = quintet.train(config)   # or continue it; in a notebook the run shows its curve
+    run = quintet.train(config)   # or continue it; a notebook shows the curve of the run
     run.metrics                   # a DataFrame if pandas is installed
 
-    model = quintet.load(run)     # or a run folder, a checkpoint of Hugging Face's form, its name on the hub
+    model = quintet.load(run)     # or a run folder, a Hugging Face checkpoint, or its name on the hub
     model.generate("def ", seed=1)
     model.loss(["import os"])
 
@@ -54,7 +54,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is first used, so that `import quintet` costs nothing.
+    # Names are imported when they are first used, so that `import quintet` costs nothing.
     if name not in __all__:
         raise AttributeError(f"module 'quintet' has no attribute {name!r}")
     return getattr(import_module(_MODULES.get(name, "quintet.api")), name)
@@ -65,12 +65,12 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """The package `quintet`, in which `train` and `plan` are functions and packages of these names too."""
+    """The package `quintet`, in which `train` and `plan` are both functions and packages."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in __all__ and isinstance(value, ModuleType):
-            # Python binds an imported package to its name here. The function keeps the name, and has what is in the
-            # package as attributes: `quintet.train(config)` and `quintet.train.loop` both mean what they say.
+            # Python binds an imported package to its name here. The function keeps the name and gets the contents of
+            # the package as attributes, so that `quintet.train(config)` and `quintet.train.loop` both work.
             function = getattr(import_module("quintet.api"), name)
             function.__dict__ = vars(value)
             value = function

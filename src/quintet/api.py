@@ -1,4 +1,4 @@
-"""The functions of `import quintet`: what the command line does, for scripts and notebooks.
+"""The functions of `import quintet`, by which the command line, scripts and notebooks do the same.
 
 Nothing heavy is imported before a function is called.
 """
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     from quintet.track.console import Reporter
     from quintet.trial import Tried
 
-_LOADED = "_loaded"  # where a config that was read keeps the files that it is from
+_LOADED = "_loaded"  # the attribute of a config with the files that it was read from
 
 
 class Checked(NamedTuple):
-    """A run in which no mistake was found: the run in a line, notes on what its user should know, and what it needs
-    that is not on this machine."""
+    """A run without mistakes: a summary in one line, notes for its user, and what is not on this machine."""
 
     summary: str
     notes: tuple[str, ...] = ()
@@ -39,11 +38,11 @@ class Checked(NamedTuple):
     __repr__ = __str__
 
 
-def lines_not_here(found: Iterable[str]) -> list[str]:
-    """Return the lines that tell what a run file names and this machine lacks."""
+def lines_not_here(missing: Iterable[str]) -> list[str]:
+    """Return the lines on what a run file names and this machine lacks."""
     from quintet.errors import NOT_HERE
 
-    return [f"{NOT_HERE}: {line}" for line in found]
+    return [f"{NOT_HERE}: {line}" for line in missing]
 
 
 def load_config(
@@ -56,10 +55,10 @@ def load_config(
 ) -> RunConfig:
     """Return the config of one or more run files, merged from left to right, then changed by ``overrides``.
 
-    A run folder stands for the run file in it, and files of a ``dialect``, found out from their keys when None, are
-    translated. ``overrides`` are ``key.path=value`` as on the command line, one or several, or values by key path.
-    ``config_folder`` is where a file with a Hydra `defaults` list finds the others; a file that is read to ``prepare``
-    data alone may leave out what training needs. Raises UserError with every mistake, each with its file and line.
+    A run folder means the run file in it. Files of a ``dialect`` are translated; it is recognised by its keys if None.
+    ``overrides`` are one or several ``key.path=value`` as on the command line, or values by key path. A file with a
+    Hydra `defaults` list finds the others in ``config_folder``. With the purpose ``prepare`` a file may lack what only
+    training needs. Raises UserError with all mistakes, each with its file and line.
 
     >>> config = load_config("examples/quickstart.yaml", {"train.steps": 200})
     >>> config.name, config.train.steps
@@ -69,8 +68,7 @@ def load_config(
     from quintet.config.names import RUN_FILE, is_run, local_path
     from quintet.files import to_json
 
-    given = [paths] if isinstance(paths, str | Path) else paths
-    files = [local_path(str(one)) for one in given]
+    files = [local_path(str(path)) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     files = [file / RUN_FILE if is_run(file) else file for file in files]
     if isinstance(overrides, str):
         overrides = [overrides]
@@ -78,26 +76,26 @@ def load_config(
         overrides = [f"{key}={to_json(value)}" for key, value in overrides.items()]
     folder = None if config_folder is None else local_path(str(config_folder))
     loaded = load_run_config(files, list(overrides), Reading(dialect, folder, purpose))
-    return remembering(loaded)
+    return with_source(loaded)
 
 
-def remembering(loaded: Loaded) -> RunConfig:
-    """Return the config that was ``loaded``, such that `loaded_of` finds from it what it was read from."""
-    # No field of the config, for a run with the same values from another file is the same run.
+def with_source(loaded: Loaded) -> RunConfig:
+    """Return the config that was ``loaded``, from which `loaded_of` returns ``loaded``."""
+    # Not a field of the config, because a run with the same values from another file is the same run.
     vars(loaded.config)[_LOADED] = loaded
     return loaded.config
 
 
 def loaded_of(config: RunConfig) -> Loaded | None:
-    """Return what ``config`` was read from: files, lines and notes; None if it was made or changed in Python."""
+    """Return the files, lines and notes that ``config`` was read from; None if it was made or changed in Python."""
     loaded = vars(config).get(_LOADED)
     return loaded if loaded is not None and loaded.config is config else None
 
 
 def check_here(config: RunConfig) -> None:
-    """Check that ``config`` was read from a file that does without nothing that it names.
+    """Check that ``config`` was read completely, though some files that it names may not be on this machine.
 
-    Raises UserError where something of it is not on this machine: with all the rest that is missing here or wrong.
+    Raises UserError if it was not, with everything else that is missing here or wrong.
     """
     from quintet.config.provenance import RunFileError
 
@@ -109,13 +107,13 @@ def check_here(config: RunConfig) -> None:
 
 
 def beside_mistakes(error: Refused) -> Refused:
-    """Return ``error`` with what else is wrong, or not on this machine, of what its mistakes leave of the run file."""
+    """Return ``error`` with further mistakes and what is not on this machine, in the valid part of its run file."""
     return error if error.left is None else error.beside(*_known_problems(error.left.config))
 
 
 @contextmanager
 def _in_words_of_file(config: RunConfig) -> Generator[None]:
-    """Within, a UserError speaks in the keys and lines of the dialect's file that ``config`` was read from."""
+    """Within, give a UserError the keys and lines of the dialect's file that ``config`` was read from."""
     from quintet.errors import UserError
 
     loaded = loaded_of(config)
@@ -128,7 +126,7 @@ def _in_words_of_file(config: RunConfig) -> Generator[None]:
 
 
 def _reporter(config: RunConfig, quiet: bool = False) -> Reporter:
-    """Return what says how a run goes on: of several processes the first one speaks, and none when ``quiet``."""
+    """Return the reporter of a run, which prints only in the first of several processes, and nothing if ``quiet``."""
     from rich.console import Console
 
     from quintet.processes import is_rank_zero
@@ -141,11 +139,11 @@ def _reporter(config: RunConfig, quiet: bool = False) -> Reporter:
 
 
 def check(config: RunConfig, *, strict: bool = False) -> Checked:
-    """Check what costs little to find and the schema cannot know: missing sources, arguments of other libraries.
+    """Check what the schema cannot know and is quick to find: missing sources, arguments of other libraries.
 
-    The result says the run in a line, with notes on it and with what is not on this machine, for a run file may be
-    written for another. Raises UserError with every mistake, which is also what is not here if ``strict``. `try_run`
-    goes through the run itself.
+    The result has a summary of the run, notes, and what is not on this machine, because a run file may be written for
+    another one. Raises UserError with all mistakes; if ``strict``, what is not on this machine is a mistake. `try_run`
+    tries the run itself.
 
     >>> print(check(load_config("examples/quickstart.yaml")))
     OK quickstart: transformer of 6 layers, width 256; bpe tokenizer; python_stdlib; 700 steps, 16 × 256 tokens a step
@@ -162,13 +160,13 @@ def check(config: RunConfig, *, strict: bool = False) -> Checked:
     absent = loaded.lacking(missing)
     if mistakes or (strict and absent):
         wrong = loaded.placed(mistakes)
-        raise RunFileError([*wrong, *(one.not_here for one in absent)] if strict else wrong, () if strict else absent)
+        raise RunFileError([*wrong, *(line.not_here for line in absent)] if strict else wrong, () if strict else absent)
     return Checked(summary(config), loaded.notes, tuple(map(str, absent)))
 
 
 def _known_problems(config: RunConfig, *, on_hub: bool = True) -> tuple[list[str], list[str]]:
-    """The mistakes of a run that are found without running it, and what it needs that is not on this machine; what can
-    still be fetched counts only ``on_hub``."""
+    """Return the mistakes that are found without running the run, and what is not on this machine; what can be fetched
+    from the hub counts only if ``on_hub``."""
     from quintet.errors import gathered
     from quintet.train.check import check_inputs_here
     from quintet.trial import known_problems
@@ -180,14 +178,14 @@ def _known_problems(config: RunConfig, *, on_hub: bool = True) -> tuple[list[str
 
 
 def summary(config: RunConfig) -> str:
-    """Return the run in one line: what is trained, on what, how long."""
+    """Return a line on the run: its model, its data and its length."""
     model, train, batch = config.model, config.train, config.batch
     lengths = {"steps": train.steps, "tokens": train.tokens, "epochs": train.epochs}
     length = " or ".join(f"{count:,} {unit}" for unit, count in lengths.items() if count is not None)
     sources = ", ".join(dict.fromkeys(source.kind for source in config.data.sources))
     size = f"of {model.layers} layers, width {model.width}" if model.kind == "transformer" else model.name_or_path
-    settled = train.batch_size_per_device is None or train.batch_devices is not None
-    each = "" if settled else " on each device"
+    per_device = train.batch_size_per_device is not None and train.batch_devices is None
+    each = " on each device" if per_device else ""
     return (
         f"{config.name}: {model.kind} {size}; {config.tokenizer.kind} tokenizer; {sources}; "
         f"{length}, {batch.samples} × {batch.sequence_length} tokens a step{each}"
@@ -195,15 +193,16 @@ def summary(config: RunConfig) -> str:
 
 
 def try_run(config: RunConfig, *, keep: bool = False) -> Tried:
-    """Go through all that the run will do, with small counts, and return what was done and what failed.
+    """Try everything that the run will do, with small counts, and return what was done and what failed.
 
-    That is two steps, validation, samples, benchmarks, a checkpoint, a resume, the report and the export, in a folder
-    of their own, which stays if ``keep``. What fails is in the result and is not raised.
+    The trial takes two steps, validates, samples, measures benchmarks, writes a checkpoint, resumes, and makes the
+    report and the export, in a folder of its own, which is kept if ``keep``. Failures are in the result and are not
+    raised.
     """
-    from quintet.trial import try_run as go_through
+    from quintet.trial import try_run as run_trial
 
     check_here(config)
-    return go_through(config, loaded_of(config), keep=keep)
+    return run_trial(config, loaded_of(config), keep=keep)
 
 
 def plan(
@@ -218,12 +217,12 @@ def plan(
     node_bandwidth: float = 450e9,
     bandwidth: float = 50e9,
 ) -> RunPlan:
-    """Return what the run costs: parameters, FLOPs, tokens, memory, time and disk. Nothing is trained.
+    """Return the cost of the run: parameters, FLOPs, tokens, memory, time and disk. Nothing is trained.
 
-    A step is simulated without numbers on this device, or on as many ``devices`` as you name, which need not be here.
-    The other arguments describe those; their defaults are an H100 with 400 Gbit/s a device between machines: its
-    FLOP/s, of which matrix products reach ``utilisation``, and bytes/s of its memory, to the devices of its machine and
-    to others. Raises UserError for a run that cannot be.
+    A step is simulated without numbers on this device, or on ``devices`` devices, which need not be here. The other
+    arguments describe these; their defaults are an H100 with 400 Gbit/s per device between nodes. They are its FLOP/s,
+    of which matrix products reach the share ``utilisation``, and the bytes/s of its memory, to devices of the same node
+    and to other nodes. Raises UserError for an impossible run.
 
     >>> plan(load_config("examples/quickstart.yaml")).parameters
     5868800
@@ -246,8 +245,8 @@ def plan(
 def prepare(config: RunConfig, *, quiet: bool = False, reporter: Reporter | None = None) -> Prepared:
     """Tokenise the sources of the run into its cache, and return its tokenizer and data.
 
-    A second call, or one after a kill, does only what is left. Raises UserError for sources that are missing, damaged
-    or too small.
+    A second call, or one after a kill, does only what is missing. Raises UserError for sources that are missing,
+    damaged or too small.
     """
     from quintet.data.prepare import prepare as prepare_data
 
@@ -261,12 +260,12 @@ def prepare(config: RunConfig, *, quiet: bool = False, reporter: Reporter | None
 
 
 def train(config: RunConfig, *, quiet: bool = False, report: bool = True, peak_flops: float | None = None) -> Run:
-    """Train the run of ``config``, or continue it from its last checkpoint; on a finished run nothing is done.
+    """Train the run of ``config``, or continue it from its last checkpoint; a finished run stays as it is.
 
-    The run folder is the one that `quintet train` writes, byte for byte. An interrupt stops the run with a checkpoint,
-    and the same call continues it. ``quiet`` says nothing on the way, and without a ``report`` no page is
-    written at the end. The share of peak refers to ``peak_flops`` of a device, in FLOP/s; they are measured if None.
-    Raises UserError for everything that you can mend: data, tokenizer, memory, another run in the same folder.
+    The run folder is the same as that of `quintet train`, byte for byte. An interrupt stops the run with a checkpoint,
+    and the same call continues it. ``quiet`` prints no progress; without ``report`` no page is written at the end. The
+    model FLOPs utilisation refers to ``peak_flops`` of a device, in FLOP/s, which are measured if None. Raises
+    UserError for everything that you can mend: data, tokenizer, memory, another run in the same folder.
     """
     from quintet.errors import UserError, printable
     from quintet.processes import is_rank_zero
@@ -295,7 +294,7 @@ def train(config: RunConfig, *, quiet: bool = False, report: bool = True, peak_f
 
 
 def write_page(folder: Path, reporter: Reporter) -> None:
-    """Write the page about the run in ``folder``, where what draws it is installed, and say where it is."""
+    """Write the report of the run in ``folder`` and print its path; do nothing without matplotlib."""
     from quintet.errors import one_line
     from quintet.libraries import is_installed
 
@@ -305,7 +304,7 @@ def write_page(folder: Path, reporter: Reporter) -> None:
 
     try:
         reporter.say(f"report: {write_report(folder)}")
-    except Exception as error:  # the training is done, and no page is worth its exit code
+    except Exception as error:  # the training has succeeded, whatever becomes of its report
         reporter.say(f"no report: {one_line(error)}; quintet report {folder}")
 
 
@@ -316,15 +315,16 @@ def load(
     precision: Literal["fp32", "tf32", "bf16", "fp16", "auto"] | None = None,
     weights: Weights = "wide",
 ) -> LanguageModel:
-    """Return the model of a run, of a checkpoint of it, of an exported folder or of a Hugging Face checkpoint.
+    """Return the model of a run, of one of its checkpoints, of an exported folder or of a Hugging Face checkpoint.
 
-    ``run`` is a `Run`, a run folder or the name of a run under runs/, a folder `checkpoints/step-…` in one, or a folder
-    of Hugging Face's form or its name on the hub. ``checkpoint`` is latest, best (lowest validation loss) or a step.
-    Without a ``precision`` it is computed in that of its training, and a checkpoint of others in fp32; auto takes for
-    these the fastest that is safe here, as `quintet generate` does. ``weights`` of matrix products are wide (fp32),
-    narrow (in the precision of the products, as `quintet generate` holds them: no result changes, and ``model`` called
-    by itself then needs ``compute.autocast()``), or rounded to a byte each, int8 or float8. Raises UserError where
-    there is no such run or checkpoint.
+    ``run`` is a `Run`, a run folder or the name of a run under runs/, a folder `checkpoints/step-…` in one, the folder
+    of a Hugging Face checkpoint or its name on the hub. ``checkpoint`` is latest, best (lowest validation loss) or a
+    step. If ``precision`` is None, a run is computed in the precision of its training, another checkpoint in fp32; auto
+    takes the fastest safe precision for the latter, as `quintet generate` does.
+
+    The ``weights`` of matrix products are wide (fp32), narrow (in the precision of the products, as in `quintet
+    generate`), int8 or float8 (rounded to a byte each). With narrow weights all results are the same, but a direct call
+    of ``model`` needs ``compute.autocast()``. Raises UserError if there is no such run or checkpoint.
     """
     from quintet.results import Run
     from quintet.train.trained import load_model

@@ -1,4 +1,4 @@
-"""Files and folders that appear at once and whole, also when the process is killed or several write the same one."""
+"""Files and folders that appear complete or not at all, even if the process is killed or several write the same one."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}")
 
 
 def unfinished_name(place: Path) -> Path:
-    """Another name for ``place`` until it is whole, which no other writer has, on this machine or another."""
+    """Return a name for ``place`` while it is written, which no other process uses, on this machine or another."""
     return place.with_name(f".{place.name}.{secrets.token_hex(8)}")
 
 
-def remembered(name: str) -> Path:
-    """Return the folder ``name`` of what is remembered for this user on this machine. Raises FileNotFoundError for one
-    without a home."""
+def cache_folder(name: str) -> Path:
+    """Return the folder ``name`` in this user's cache. Raises FileNotFoundError for a user without a home folder."""
     home = os.path.expanduser("~")
     if not os.path.isabs(home):
         raise FileNotFoundError(errno.ENOENT, "there is no home folder", home)
@@ -35,13 +34,13 @@ def remembered(name: str) -> Path:
 
 
 def set_aside(path: Path) -> Path:
-    """Give the damaged file or folder ``path`` a name under which nobody looks for it, and return that."""
+    """Rename the damaged file or folder ``path`` so that nothing reads it, and return its new path."""
     names = (f"{path.name}.damaged{number}" for number in chain([""], (f"-{n}" for n in count(2))))
     return path.rename(next(other for other in map(path.with_name, names) if not other.exists()))
 
 
 def remove(path: Path) -> None:
-    """Remove the file, the link or the folder ``path``, if it is there."""
+    """Remove the file, link or folder ``path``, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -49,19 +48,20 @@ def remove(path: Path) -> None:
 
 
 def is_unfinished(path: Path) -> bool:
-    """True if ``path`` has a name that `unfinished_name` gave it."""
+    """Return True if ``path`` has a name from `unfinished_name`."""
     return _UNFINISHED.fullmatch(path.name) is not None
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what writers that were killed left directly in ``folder``, into which nobody else writes now."""
-    for left in folder.glob(".*"):
-        if is_unfinished(left):
-            remove(left)
+    """Remove unfinished files and folders that killed processes left directly in ``folder``. No other process may write
+    into it at the time."""
+    for path in folder.glob(".*"):
+        if is_unfinished(path):
+            remove(path)
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write ``file``, in UTF-8 and with line ends as in ``text``; a kill leaves the old file or the new one."""
+    """Write ``file`` in UTF-8 with the line ends of ``text``; a kill leaves the old file or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_name(file)
     with unfinished.open("w", encoding="utf-8", newline="\n") as out:
@@ -73,13 +73,13 @@ def write_text(file: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` as durable as the files: a power loss takes back no rename before this call."""
-    if sys.platform == "win32":  # which opens no folder, and keeps names in its journal
+    """Make the names in ``folder`` durable, so that a power loss undoes no earlier rename."""
+    if sys.platform == "win32":  # which cannot open a folder, and has a journal for names
         return
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
-    except OSError as error:  # some network file systems sync files alone
+    except OSError as error:  # some network file systems sync only files
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -98,16 +98,13 @@ def sync_tree(folder: Path) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = None, ascii: bool = True) -> str:
-    """``value`` as JSON (RFC 8259), which has neither NaN nor infinities: null stands for a figure that is not finite.
-
-    All figures that leave the program as JSON are written here. ``ascii`` escapes the characters beyond it.
-    """
+    """Return ``value`` as JSON (RFC 8259), with null for NaN and infinities. ``ascii`` escapes other characters."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=ascii, allow_nan=False)
 
 
 def from_json(text: str | bytes) -> Any:
-    """The value that ``text``, JSON in UTF-8, holds. Raises ValueError for all that cannot be read: what is no JSON or
-    no UTF-8, what is nested too deeply, and numbers that are too long."""
+    """Return the value of ``text``, JSON in UTF-8. Raises ValueError for everything that cannot be read: other text,
+    deep nesting, and numbers that are too long."""
     try:
         return json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError):
@@ -132,14 +129,14 @@ _WHOLE, _BLOCKS, _BLOCK = 64 << 20, 1024, 64 << 10
 
 
 def files_digest(files: Iterable[Path]) -> str:
-    """SHA-256 of the names, the sizes and the content of ``files``, in the order of their names, as 64 hex digits.
+    """Return the SHA-256 of the names, sizes and contents of ``files``, in the order of their names, as 64 hex digits.
 
-    Of a file beyond 64 MiB the first and the last 64 KiB and 1,022 times as much evenly between are read: a checkpoint
-    that was trained on, converted or cut has another digest; a few numbers that were changed in one of many gigabytes
-    may go unseen.
+    In a file beyond 64 MiB 1,024 blocks of 64 KiB are read, evenly spread from the first to the last byte: a checkpoint
+    that was trained further, converted or cut has another digest, but a few changed numbers among many gigabytes may go
+    unnoticed.
     """
     digest = hashlib.sha256()
-    for file in sorted(files, key=lambda one: one.name):
+    for file in sorted(files, key=lambda file: file.name):
         size = file.stat().st_size
         digest.update(f"{file.name}\0{size}\0".encode())
         with file.open("rb") as content:
@@ -154,10 +151,10 @@ def files_digest(files: Iterable[Path]) -> str:
 
 @contextmanager
 def new_folder(folder: Path, *, shared: bool = False) -> Generator[Path]:
-    """An empty folder to fill, which gets the name ``folder`` when the block ends and is removed when the block fails.
+    """Yield an empty folder, which is renamed to ``folder`` at the end of the block, or removed if the block fails.
 
-    ``folder`` is not there yet, or empty. Where it is ``shared``, others may write the same one meanwhile, and the
-    first of them stays. Raises OSError when ``folder`` holds something and is not shared.
+    ``folder`` does not exist yet, or is empty. If it is ``shared``, other processes may write the same folder, and the
+    first one stays. Raises OSError if ``folder`` is not empty and not shared.
     """
     unfinished = unfinished_name(folder)
     unfinished.mkdir(parents=True)
@@ -166,7 +163,7 @@ def new_folder(folder: Path, *, shared: bool = False) -> Generator[Path]:
         sync_tree(unfinished)
         try:
             if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()  # which Windows does not replace
+                folder.rmdir()  # Windows replaces no folder
             os.replace(unfinished, folder)
             sync_folder(folder.parent)
         except OSError:

@@ -1,4 +1,4 @@
-"""Other libraries: whether they are installed, and whether they take what a run file hands to them."""
+"""Optional libraries: importing them, and checking the arguments that a run file gives to their functions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 from quintet.errors import NotHere, UserError, nearest, one_line
 
-_MOST_LISTED = 20  # arguments that are listed beside the one that is meant
+_MOST_LISTED = 20  # arguments that a message lists although it names a similar one
 
 
 def require(module: str, extra: str, what: str, otherwise: str = "") -> ModuleType:
-    """Import ``module``, which the optional dependencies ``extra`` install.
+    """Import ``module`` of the optional dependencies ``extra``.
 
-    Raises NotHere when it is not installed: ``what`` needs it, install the extra, or do ``otherwise``.
+    Raises NotHere if it is not installed: ``what`` needs it; install the extra, or do ``otherwise``.
     """
     try:
         return importlib.import_module(module)
@@ -30,19 +30,19 @@ def require(module: str, extra: str, what: str, otherwise: str = "") -> ModuleTy
 
 
 def check_installed(*modules: str, extra: str, what: str, otherwise: str = "") -> None:
-    """Raise the NotHere of `require` if one of ``modules`` is not installed, importing none of them."""
+    """Raise NotHere, as `require` does, if one of ``modules`` is not installed, without importing them."""
     if missing := [name for name in modules if not is_installed(name)]:
         raise NotHere(not_installed(what, extra, " and ".join(missing), otherwise))
 
 
 def not_installed(what: str, extra: str, library: str, otherwise: str = "", state: str = "is not installed") -> str:
-    """Say that ``what`` needs a ``library`` of ``extra``, and how to install it."""
+    """Return the message that ``what`` needs a ``library`` of ``extra``, and how to install it."""
     other = f", or {otherwise}" if otherwise else ""
     return f"{what} needs {library}, which {state}; pip install 'quintet[{extra}]'{other}"
 
 
 def is_installed(module: str) -> bool:
-    """True if the top-level ``module`` can be found; it is not imported."""
+    """Return True if the top-level ``module`` is installed, without importing it."""
     return importlib.util.find_spec(module) is not None
 
 
@@ -53,30 +53,30 @@ def check_arguments(
     given: Collection[str],
     ours: Mapping[str, str] | None = None,
 ) -> None:
-    """Check the arguments that a run file gives to a function of another library.
+    """Check the arguments ``given`` that a run file passes to a function of another library.
 
-    ``where`` is the key path of the arguments and ``name`` what the user calls the function, which is the ``function``
-    itself or the names of its arguments. ``ours`` are arguments that do not belong in a run file, each with the reason;
-    "" where a run file has no say. Raises UserError with all of ``given`` that it does not take, and all that it lacks.
+    ``where`` is the key path of the arguments and ``name`` the user's name for the ``function``, which may be replaced
+    by the names of its arguments. ``ours`` are arguments that Quintet sets, each with the reason, or "". Raises
+    UserError with all arguments that the function does not have, and all that are missing.
     """
     parameters = inspect.signature(function).parameters if callable(function) else dict.fromkeys(function)
     ours = ours or {}
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    single = {name: one for name, one in parameters.items() if one is None or one.kind not in several}
-    known = [one for one in single if one not in ours and one != "self"]
-    problems = [f"{where}.{one}: {ours.get(one) or _unknown(one, name, known)}" for one in given if one not in known]
-    required = [name for name, one in single.items() if one is not None and one.default is inspect.Parameter.empty]
-    if missing := [one for one in required if one in known and one not in given]:
+    single = {key: value for key, value in parameters.items() if value is None or value.kind not in several}
+    known = [key for key in single if key not in ours and key != "self"]
+    problems = [f"{where}.{key}: {ours.get(key) or _unknown(key, name, known)}" for key in given if key not in known]
+    required = [key for key, value in single.items() if value is not None and value.default is inspect.Parameter.empty]
+    if missing := [key for key in required if key in known and key not in given]:
         problems.append(f"{where}: {name} needs {', '.join(missing)}")
     if problems:
         raise UserError(*problems)
 
 
 def check_name(where: str, name: str, known: Collection[str], of: str) -> None:
-    """Raise UserError when ``name`` is none of ``known``, the names that ``of`` has."""
+    """Raise UserError if ``name`` is not one of ``known``, the names that ``of`` has."""
     if name in known:
         return
-    lowered = {one.lower(): one for one in known}
+    lowered = {other.lower(): other for other in known}
     close = nearest(name.lower(), lowered)
     hint = f"did you mean {lowered[close]}?" if close else ""
     listed = "" if close and len(known) > _MOST_LISTED else f"there are {', '.join(known)}"
@@ -85,12 +85,12 @@ def check_name(where: str, name: str, known: Collection[str], of: str) -> None:
 
 @contextmanager
 def refusals_of(where: str, name: str) -> Generator[None]:
-    """Raise what ``name`` of another library refuses within as a UserError about ``where``."""
+    """Raise an error of ``name``, a function of another library, as a UserError about ``where``."""
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # libraries have classes of their own for what they refuse
+    except Exception as error:  # libraries have their own classes of errors
         raise UserError(f"{where}: {name} refuses them: {one_line(error)}") from error
 
 

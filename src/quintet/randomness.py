@@ -1,8 +1,8 @@
-"""Random numbers that follow from a key and not from a history.
+"""Seeds of random numbers, which depend on a key and not on earlier draws.
 
-Whatever is random in a run (the order of samples, dropout, initial weights) is drawn from a generator seeded by
-``key(seed, purpose, step)``. Nothing has to be stored to continue a run, and nothing depends on how many processes,
-workers or earlier draws there were.
+Everything random in a run (the order of samples, dropout, initial weights) is drawn from a generator seeded by
+``key(seed, purpose, step)``. So a run that continues needs no stored state, and nothing depends on the number of
+processes, workers or earlier draws.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import hashlib
 
 
 def key(seed: int, *purpose: str | int) -> int:
-    """A 63-bit integer that depends on ``seed`` and on every word of ``purpose``, for use as a generator's seed.
+    """Return a 63-bit seed for a generator that depends on ``seed`` and on every word of ``purpose``.
 
-    BLAKE2b is used as the mixing function so that neighbouring steps give unrelated seeds, which small multiplicative
-    hashes do not guarantee.
+    BLAKE2b gives unrelated seeds to neighbouring steps, which small multiplicative hashes do not guarantee.
     """
     text = "/".join([str(seed), *(str(word) for word in purpose)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,4 +1,4 @@
-"""A run in its folder, with its metrics, curve and models; what `quintet.train` returns. PyTorch is not imported."""
+"""`Run`, the result of `quintet.train`: a run folder with its metrics, curve and models. PyTorch is not imported."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A run in its folder: its run file, metrics, curve and models. A notebook shows it as its curve.
+    """A run folder: its run file, metrics, curve and models. A notebook shows the curve.
 
-    ``folder`` is a run folder or the name of a run under runs/. What `train` returns also has the ``signal`` that
-    stopped it, None if none did. Raises UserError where there is no run.
+    ``folder`` is a run folder or the name of a run under runs/. ``signal`` is the signal that stopped the training,
+    None if none did. Raises UserError if there is no run.
     """
 
     def __init__(self, folder: str | Path, signal: int | None = None) -> None:
@@ -34,7 +34,7 @@ class Run:
 
     @classmethod
     def ended(cls, outcome: Outcome, reporter: Reporter) -> Run:
-        """Say how a training ended, and return its run."""
+        """Print how a training ended, and return its run."""
         run, progress = outcome.run, outcome.run.progress
         if run.config.evaluate.only:
             reporter.say(f"evaluated at step {progress.step}: {outcome.validation or 'nothing is held out'}")
@@ -54,7 +54,7 @@ class Run:
 
     @property
     def facts(self) -> RunFacts:
-        """The run file and the records of metrics, as the folder has them now."""
+        """The run file and the recorded metrics, as they are in the folder now."""
         return read_facts(self.folder)
 
     @cached_property
@@ -69,17 +69,17 @@ class Run:
 
     @property
     def checkpoints(self) -> list[int]:
-        """The steps of the checkpoints that are kept."""
+        """The steps of the checkpoints in the folder."""
         return checkpoint_steps(self.folder / "checkpoints")
 
     @property
     def progress(self) -> Progress | None:
-        """The state of the last whole checkpoint: its step, and the best loss so far; None where there is none."""
+        """The progress of the last whole checkpoint: its step, and the best loss so far; None if there is none."""
         return newest_whole(self.folder / "checkpoints", lambda _: None)
 
     @property
     def metrics(self) -> Any:
-        """Every metric by step: a pandas DataFrame with a row a step if pandas is installed, else a list of dicts.
+        """Every metric by step: a pandas DataFrame with a row per step if pandas is installed, else a list of dicts.
 
         Losses are in nats per token. A metric that was not recorded at a step is NaN, or is not in the dict.
         """
@@ -94,7 +94,7 @@ class Run:
         return pandas.DataFrame(rows, columns=["step", *names]).set_index("step")
 
     def curve(self) -> str:
-        """Draw the training and validation losses over tokens: SVG, as in the report. Raises UserError without
+        """Return an SVG of the training and validation losses over tokens, as in the report. Raises UserError without
         matplotlib."""
         from quintet.report.plots import LOSS_TITLE, loss_curves, svg
 
@@ -113,21 +113,21 @@ class Run:
         return load_model(str(self.folder), str(checkpoint))
 
     def report(self, file: str | Path | None = None, *, sound: bool = False) -> Path:
-        """Write the page about the run to ``file``, report.html in its folder if None, and return where it is."""
+        """Write the report of the run to ``file`` (None: report.html in its folder) and return its path."""
         from quintet.report.page import write_report
 
         return write_report(self.folder, None if file is None else Path(file), sound=sound)
 
 
 def _best(progress: Progress, label: str | None) -> str:
-    """Return the best validation, of ``label`` where that decides; one that is not finite is none."""
+    """Return the best validation loss as text; of ``label``, if that decides."""
     if progress.best_loss is None:
         return "no best"
     return f"best{f' of {label}' if label else ''} {progress.best_loss:.4f} nats at step {progress.best_step}"
 
 
 def _summary(outcome: Outcome) -> list[str]:
-    """Return what the run reached, a text it wrote, and what to do next."""
+    """Return lines on the results of the run, a text that it wrote, and the next commands."""
     run, progress = outcome.run, outcome.run.progress
     speed = f"{progress.tokens / max(progress.seconds, 1e-9):,.0f} tokens/s over {progress.seconds:,.0f} s of training"
     lines = [f"finished: {progress.step} steps, {speed}"]
@@ -146,10 +146,10 @@ def _summary(outcome: Outcome) -> list[str]:
     if not checkpoint_steps(run.checkpointer.folder):
         return lines
     music = isinstance(run.config.data.packing, MusicPackingConfig)
-    asking = "--midi piece.mid -o longer.mid" if music else "--prompt '…'"
+    prompt = "--midi piece.mid -o longer.mid" if music else "--prompt '…'"
     lines += [
         "next:",
-        f"  quintet generate {run.folder} {asking}",
+        f"  quintet generate {run.folder} {prompt}",
         f"  quintet evaluate {run.folder}",
         "  quintet runs",
     ]

@@ -1,4 +1,4 @@
-"""Differences between operating systems: the cores and the memory of a process, and the signals that ask it to stop.
+"""Differences between operating systems: cores, memory, and the signals that ask a process to stop.
 
 Windows has neither `resource` nor `os.sysconf` nor most signals; what it has instead is called through ctypes.
 """
@@ -18,17 +18,17 @@ __version__ = "0.1.0"
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGBREAK", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
 )
-"""The signals that ask a run to stop, the weightiest first. SIGBREAK is Ctrl-Break on Windows; SLURM sends SIGUSR1
-ahead of a time limit where it is told to, and a terminal that closes SIGHUP."""
+"""The signals that ask a run to stop, the most important first. SIGBREAK is Ctrl-Break on Windows. SLURM can send
+SIGUSR1 before a time limit, and a terminal that closes sends SIGHUP."""
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def process_peak_memory() -> int | None:
-    """The most bytes of memory that this process has used, None where the system does not tell."""
+    """Return the most bytes of memory that this process has used; None if the system does not report it."""
     try:
         import resource
     except ImportError:
@@ -38,7 +38,7 @@ def process_peak_memory() -> int | None:
 
 
 def machine_memory() -> int | None:
-    """The bytes of memory of this machine, None where the system does not tell."""
+    """Return the bytes of memory of this machine; None if the system does not report it."""
     if sys.platform == "win32":
         return _windows_machine_memory()
     with suppress(AttributeError, ValueError, OSError):  # no such function, no such name, no answer
@@ -47,9 +47,9 @@ def machine_memory() -> int | None:
 
 
 def write_utf8() -> None:
-    """Have the standard streams speak UTF-8, where the user chose no encoding and there is no terminal.
+    """Make standard streams use UTF-8, unless the user chose an encoding or they are a terminal.
 
-    A pipe or a file has the code page of the system on Windows, in which most texts cannot be written.
+    On Windows a pipe or a file has the code page of the system, which cannot encode most texts.
     """
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and not stream.isatty() and "PYTHONIOENCODING" not in os.environ:

@@ -376,7 +376,7 @@ def test_what_check_accepts_at_the_ends_of_a_number_trains(dialect: str, base: d
         file.write_text(yaml.safe_dump(values, sort_keys=False))
         try:
             loaded = load_run_config([file], [], Reading(dialect))
-            api.check(api.remembering(loaded))
+            api.check(api.with_source(loaded))
         except UserError:
             continue
         tried += 1

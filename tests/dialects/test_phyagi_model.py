@@ -71,7 +71,7 @@ def test_model_type(make: Make) -> None:
     for name, hint in (("foo", ""), ("gpt_2", "; did you mean 'gpt2'?")):
         made = make({"model": {"model_type": name, "vocab_size": 48}})
         with pytest.raises(UserError) as caught:
-            api.check(api.remembering(made.loaded))
+            api.check(api.with_source(made.loaded))
         line = 1 + made.file.read_text().splitlines().index(f"  model_type: {name}")
         said = f"{made.file}:{line}: model.model_type: {name!r} is no type of models that transformers knows{hint}"
         assert str(caught.value).startswith(said)

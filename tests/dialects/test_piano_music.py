@@ -19,7 +19,7 @@ from tests.dialects.piano_music import music_file, piece, row, samples, words, w
 from tests.helpers import PEAK, measured, refused
 
 import quintet
-from quintet.api import remembering
+from quintet.api import with_source
 from quintet.config.dialects import dialect_named
 from quintet.config.dialects.back import translate_back
 from quintet.config.load import load_run_config
@@ -104,7 +104,7 @@ def test_a_folder_of_midi_files_with_splits(music: Make, tmp_path: Path) -> None
 
 
 def absent(made: Made) -> str:
-    return "\n".join(quintet.check(remembering(made.loaded)).not_here)
+    return "\n".join(quintet.check(with_source(made.loaded)).not_here)
 
 
 def test_a_folder_of_midi_files_without_splits(music: Make, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_tasks(music: Make) -> None:
     for name, message in wrong.items():
         made = music({"tasks": [name]})
         with pytest.raises(UserError, match=r"their\.yaml:\d+: tasks: .*") as error:
-            api.check(api.remembering(made.loaded))
+            api.check(api.with_source(made.loaded))
         assert message in str(error.value)
         with pytest.raises(UserError, match=r"data\.packing\.tasks\[0\]"):
             _ = made.run
@@ -114,7 +114,7 @@ def test_extra(music: Make) -> None:
         assert "names nothing to train on" in refused(music, {"dataset.extra_datasets": nothing})
     missing = music({"dataset.extra_datasets": [f"{folder}/nowhere"]})
     with pytest.raises(UserError, match=r"dataset\.extra_datasets.*there is no folder"):
-        api.check(api.remembering(missing.loaded), strict=True)
+        api.check(api.with_source(missing.loaded), strict=True)
 
 
 @changes("dataset.pause_detection_threshold")

@@ -29,7 +29,7 @@ from tests.dialects.vectorlm_runs import processed as processed  # a fixture
 from tests.dialects.vectorlm_runs import world as world  # a fixture
 
 import quintet
-from quintet.api import remembering
+from quintet.api import with_source
 from quintet.data.formats import write_samples
 from quintet.data.prepare import prepare
 from quintet.errors import UserError
@@ -286,10 +286,10 @@ def test_without_the_model_the_length_is_missing_on_this_machine(make: Make, tmp
     assert (absent.key, "1,024 are assumed" in absent.message) == ("train_parameters.max_seq_len", True)
     assert loaded.config.data.sequence_length == 1024
     with pytest.raises(UserError, match=r"train_parameters\.max_seq_len: is not given"):
-        quintet.train(remembering(loaded))
-    told = quintet.check(remembering(loaded)).not_here
+        quintet.train(with_source(loaded))
+    told = quintet.check(with_source(loaded)).not_here
     assert [sum(f" {key}: " in line for line in told) for key in ("train_parameters.max_seq_len", "model")] == [1, 1]
-    plan = quintet.plan(remembering(loaded))
+    plan = quintet.plan(with_source(loaded))
     assert (plan.run.parameters, plan.run.vocab_size, plan.devices) == (None, None, None)
     assert any("train_parameters.max_seq_len: is not given" in line for line in plan.lines())
 

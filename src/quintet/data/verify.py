@@ -19,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
-from quintet.files import from_json, remembered, write_text
+from quintet.files import cache_folder, from_json, write_text
 from quintet.system import cores
 from quintet.tokenize.base import digest
 
@@ -113,11 +113,11 @@ def find_damage(folder: Path, checks: Mapping[str, Check], progress: ProgressCal
 def forget_all() -> None:
     """Forget the files that passed, so that each is read again at its next use."""
     with suppress(OSError):
-        shutil.rmtree(remembered("verified"))
+        shutil.rmtree(cache_folder("verified"))
 
 
 def _record(folder: Path) -> Path:
-    return remembered("verified") / f"{digest(str(folder.resolve()))}.json"
+    return cache_folder("verified") / f"{digest(str(folder.resolve()))}.json"
 
 
 def _facts(stat: os.stat_result, check: Check) -> tuple[int, int, int, str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from quintet.config.model import HuggingFaceConfig
 from quintet.errors import UserError, one_line
-from quintet.files import from_json, remembered, write_text
+from quintet.files import cache_folder, from_json, write_text
 from quintet.model.cache import Abilities
 from quintet.model.hf.pretrained import PretrainedModel, padding_id
 from quintet.model.hf.small_copy import (
@@ -58,11 +58,11 @@ def find_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, 
         return _known[digest]
     name = f"{digest}.json"
     try:
-        found = Abilities(**from_json((remembered("abilities") / name).read_bytes()))
+        found = Abilities(**from_json((cache_folder("abilities") / name).read_bytes()))
     except (OSError, ValueError, TypeError):
         found = try_abilities(config, causal, context_length, linear_head=linear_head)
         with suppress(OSError):  # what cannot be kept is tried again the next time
-            write_text(remembered("abilities") / name, json.dumps(asdict(found), indent=2) + "\n")
+            write_text(cache_folder("abilities") / name, json.dumps(asdict(found), indent=2) + "\n")
     _known[digest] = found
     return found
 
