@@ -205,9 +205,9 @@ class TokenStore:
         return self.document_bounds(np.arange(start, stop))[1]
 
     def end_with(self, documents: np.ndarray, end_id: int) -> np.ndarray:
-        """For each of ``documents``: True if its last token is ``end_id``, that of the tokenizer, bool [documents].
+        """Return True for those of ``documents`` whose last token is ``end_id``, the tokenizer's: bool [documents].
 
-        Some conversations end by themselves; only where the store has such ones are tokens read.
+        Tokens are read only if the store has documents with another end, such as some conversations.
         """
         if not any(shard.without_end for shard in self.manifest.shards):
             return np.ones(documents.size, dtype=bool)

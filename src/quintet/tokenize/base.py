@@ -168,15 +168,12 @@ class Decoding(ABC):
 
     @property
     def pieces(self) -> TokenBytes:
-        """The bytes that each id stands for."""
         return self._pieces
 
     def decode(self, ids: Ids) -> str:
-        """Return the text of ``ids``, integers [tokens]. Special ids write nothing; invalid UTF-8 becomes U+FFFD."""
         return self.pieces.decode(ids)
 
     def bytes_per_token(self) -> np.ndarray:
-        """Return the number of UTF-8 bytes of each id, int64 [vocab_size]; 0 for special ids."""
         return self.pieces.lengths()
 
 

@@ -37,34 +37,20 @@ from quintet.tokenize.base import (
 )
 
 # The files of each encoding: their names in tiktoken's cache (SHA-1 of the address), and the SHA-256 that it demands.
-_GPT2_MERGES = (
-    "6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
-    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-)
-_GPT2_VOCABULARY = (
-    "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
-    "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-)
 FILES = {
-    "gpt2": (_GPT2_MERGES, _GPT2_VOCABULARY),
-    "p50k_base": (
-        (
-            "ec7223a39ce59f226a68acc30dc1af2788490e15",
-            "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069",
-        ),
-    ),
-    "cl100k_base": (
-        (
-            "9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
-            "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
-        ),
-    ),
-    "o200k_base": (
-        (
-            "fb374d419588a4632f3f557e76b4b70aebbca790",
-            "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
-        ),
-    ),
+    "gpt2": {  # merges and vocabulary
+        "6d1cbeee0f20b3d9449abfede4726ed8212e3aee": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+        "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    },
+    "p50k_base": {
+        "ec7223a39ce59f226a68acc30dc1af2788490e15": "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069",
+    },
+    "cl100k_base": {
+        "9b5ad71b2ce5302211f9c61530b329a4922fc6a4": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+    },
+    "o200k_base": {
+        "fb374d419588a4632f3f557e76b4b70aebbca790": "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+    },
 }
 _RANKS = "ranks.tiktoken"
 
@@ -208,7 +194,7 @@ def tiktoken_encoding(name: str) -> TiktokenTokenizer:
         raise UserError(
             f"tokenizer.name: the files of {name!r} are not in tiktoken's cache and cannot be fetched "
             f"({type(error).__name__}); set TIKTOKEN_CACHE_DIR to a folder that holds "
-            f"{' and '.join(file for file, _ in FILES[name])}, or start once with a network"
+            f"{' and '.join(FILES[name])}, or start once with a network"
         ) from None
     return TiktokenTokenizer(name, parts["pat_str"], parts["mergeable_ranks"], parts["special_tokens"])
 
@@ -216,7 +202,7 @@ def tiktoken_encoding(name: str) -> TiktokenTokenizer:
 def _refuse_damaged_cache(name: str) -> None:
     """Raise UserError for a cached file whose hash is wrong. tiktoken would delete it, but it may be the user's own."""
     named = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", ""))
-    for file_name, expected in FILES[name] if named else ():
+    for file_name, expected in FILES[name].items() if named else ():
         file = Path(named) / file_name
         if file.exists() and hashlib.sha256(read_bytes(file)).hexdigest() != expected:
             raise UserError(

@@ -65,7 +65,7 @@ def beginning_with(tokens: dict[str, int]) -> Rules | None:
 
 
 def serialized(rules: Rules) -> str:
-    """``rules`` as text that does not depend on the order of their keys."""
+    """Return ``rules`` as text that does not depend on the order of their keys."""
     return json.dumps(rules, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
