@@ -144,7 +144,7 @@ def test_hsdp_sends_within_a_machine_and_a_part_across() -> None:
     ("layers", "parallel", "devices", "train"),
     [
         (11, "fsdp", 4, {}),
-        (15, "none", 1, {"model": SHARED}),
+        pytest.param(15, "none", 1, {"model": SHARED}, marks=pytest.mark.slow),
         pytest.param(18, "fsdp", 2, {"model": SHARED, "activation_checkpointing": 2}, marks=pytest.mark.slow),
         pytest.param(25, "none", 1, {}, marks=pytest.mark.slow),
         pytest.param(25, "ddp", 2, {}, marks=pytest.mark.slow),
