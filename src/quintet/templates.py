@@ -1,9 +1,8 @@
-"""Jinja templates of conversations and rows, run in a process of their own with bounds on time, memory and output.
+"""Jinja templates of conversations and rows, rendered in a separate process with limits on time, memory and output.
 
-A template comes with a tokenizer or a run file that somebody else made, and it is a program: the sandbox of Jinja keeps
-it from files, and the process from taking all time and memory. One process serves all templates, and ends with the one
-that asks. What goes to it is pickled, so that a row keeps its dates and decimals; what comes back is JSON, which can do
-nothing.
+A template is a program, and may come with a tokenizer or run file of somebody else: Jinja's sandbox keeps it from
+files, and the process limits its time and memory. One process serves all templates and ends with its parent. Requests
+are pickled, so that a row keeps its dates and decimals; answers are JSON, which cannot run code.
 """
 
 from __future__ import annotations
@@ -25,18 +24,17 @@ from typing import IO, Any, Literal
 
 from quintet.errors import UserError, one_line
 
-_MOST_SECONDS = 10  # of the processor for one text; a template of a real model takes about 0.0001
+_MOST_SECONDS = 10  # of CPU time for one text; the template of a real model takes about 0.0001
 _MOST_CHARACTERS = 32 << 20  # of one text
 _MOST_BYTES = 2 << 30  # of memory
 
 Form = Literal["chat", "row"]
-"""The two settings of Jinja: that of `apply_chat_template`, and that of a row, which keeps all white space, knows no
-clock and writes texts alone."""
+"""The two Jinja environments: that of `apply_chat_template`, and that of rows, which keeps all white space, has no
+clock and outputs only texts."""
 
 
 class TemplateError(UserError):
-    """A template that is none, or that cannot write one text; ``undefined`` where it asks for a value that is not
-    there."""
+    """An invalid template, or one that cannot render a text; ``undefined`` if it uses a value that does not exist."""
 
     def __init__(self, message: str, *, undefined: bool = False) -> None:
         super().__init__(message)
@@ -44,10 +42,10 @@ class TemplateError(UserError):
 
 
 def render_chat(template: str, values: Mapping[str, Any], clock: Callable[[], datetime]) -> str:
-    """The text that ``template`` writes with ``values``; ``clock`` tells the time that it asks for.
+    """Return the text that ``template`` renders from ``values``; ``clock`` gives the time for a template that uses it.
 
-    Raises TemplateError when the template is wrong, refuses the values, or takes too long, too much memory or writes
-    too much.
+    Raises TemplateError if the template is invalid, rejects the values, or exceeds the limits of time, memory or
+    output.
     """
     try:
         time = {"now": clock().isoformat()}
@@ -60,24 +58,24 @@ def render_chat(template: str, values: Mapping[str, Any], clock: Callable[[], da
 
 
 def render_rows(template: str, rows: Sequence[bytes]) -> list[str | TemplateError]:
-    """The text that ``template`` writes with each of the ``rows``, pickled mappings of names to values, or why it
-    writes none. Raises TemplateError when the template is none."""
+    """Return the text that ``template`` renders from each of ``rows``, pickled mappings of names to values, or its
+    error. Raises TemplateError if the template is invalid."""
     return _process(os.getpid()).ask("row", template, rows)[1]
 
 
 def names_in(template: str) -> tuple[str, ...]:
-    """The names that a row must have for ``template``, in order. Raises TemplateError when it is none."""
+    """Return the sorted names that a row must have for ``template``. Raises TemplateError if it is invalid."""
     return _process(os.getpid()).ask("row", template, [])[0]
 
 
 @cache
-def _process(owner: int) -> _Process:
-    """The process for the templates of the process ``owner``: one that is forked must not share its parent's."""
-    return _Process()
+def _process(owner: int) -> _Renderer:
+    """Return the renderer of the process ``owner``; a forked process must not share that of its parent."""
+    return _Renderer()
 
 
-class _Process:
-    """A process that renders templates, started at the first one, and again after one that broke a bound."""
+class _Renderer:
+    """A process that renders templates; it is started for the first one, and again after one that broke a limit."""
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
@@ -87,42 +85,42 @@ class _Process:
     def ask(
         self, form: Form, template: str, texts: Sequence[bytes], time: Mapping[str, str] | None = None
     ) -> tuple[tuple[str, ...], list[str | TemplateError]]:
-        """The names in ``template``, and what it writes with each of the pickled values ``texts`` or why not.
+        """Return the names in ``template``, and its text or error for each of the pickled values ``texts``.
 
-        Raises TemplateError when the template is none.
+        Raises TemplateError if the template is invalid.
         """
-        asked = {"form": form, "template": template, **(time or {})}
-        asked |= {"seconds": _MOST_SECONDS, "characters": _MOST_CHARACTERS}
-        written: list[str | TemplateError] = []
+        request = {"form": form, "template": template, **(time or {})}
+        request |= {"seconds": _MOST_SECONDS, "characters": _MOST_CHARACTERS}
+        rendered: list[str | TemplateError] = []
         at_once = len(texts)
         with self._one_at_a_time:
             while True:
-                part = texts[len(written) :][:at_once]
-                found = self._exchange({**asked, "texts": part})
-                if isinstance(found, TemplateError):  # the process has ended
+                part = texts[len(rendered) :][:at_once]
+                answer = self._exchange({**request, "texts": part})
+                if isinstance(answer, TemplateError):  # the process has ended
                     if not part:
-                        raise found
+                        raise answer
                     if len(part) == 1:
-                        written.append(found)
+                        rendered.append(answer)
                     at_once = len(texts) if len(part) == 1 else 1  # one by one up to the text that ended it
-                elif "error" in found:
-                    raise _error(found)
+                elif "error" in answer:
+                    raise _error(answer)
                 else:
-                    written += [text if isinstance(text, str) else _error(text) for text in found["texts"]]
-                if len(written) == len(texts):
-                    return tuple(found["names"]) if isinstance(found, dict) else (), written
+                    rendered += [text if isinstance(text, str) else _error(text) for text in answer["texts"]]
+                if len(rendered) == len(texts):
+                    return tuple(answer["names"]) if isinstance(answer, dict) else (), rendered
 
-    def _exchange(self, asked: Mapping[str, Any]) -> dict[str, Any] | TemplateError:
-        """The answer to what is ``asked``, or the reason why the process ended."""
+    def _exchange(self, request: Mapping[str, Any]) -> dict[str, Any] | TemplateError:
+        """Return the answer to ``request``, or the reason why the process ended."""
         child = self._started()
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            with contextlib.suppress(OSError):  # the process has ended, and says so by no answer
-                pickle.dump(asked, child.stdin)
+            with contextlib.suppress(OSError):  # if the process has ended, there is no answer
+                pickle.dump(request, child.stdin)
                 child.stdin.flush()
             answer = child.stdout.readline()
-        except BaseException:  # an answer that is not read must not be taken for the next one
+        except BaseException:  # an unread answer must not be taken for the next one
             child.kill()
             self._end()
             raise
@@ -155,31 +153,31 @@ class _Process:
         self._child = None
 
 
-def _error(found: Mapping[str, Any]) -> TemplateError:
-    return TemplateError(found["error"], undefined=found["undefined"])
+def _error(answer: Mapping[str, Any]) -> TemplateError:
+    return TemplateError(answer["error"], undefined=answer["undefined"])
 
 
-def _serve(questions: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer each of ``questions`` with a line, until there are no more."""
-    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no such bounds, and a lower one may hold
+def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer each of ``requests`` with a line, until there are no more."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no limits, and a lower one may be set
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     with contextlib.suppress(EOFError):
         while True:
-            asked = pickle.load(questions)
-            found = _bounded(asked, partial(_names, asked))
-            if "error" not in found:
-                found["texts"] = [_bounded(asked, partial(_written, asked, text)) for text in asked["texts"]]
-            answers.write(json.dumps(found).encode() + b"\n")
+            request = pickle.load(requests)
+            answer = _limited(request, partial(_names, request))
+            if "error" not in answer:
+                answer["texts"] = [_limited(request, partial(_render, request, text)) for text in request["texts"]]
+            answers.write(json.dumps(answer).encode() + b"\n")
             answers.flush()
 
 
 def _stop_after(seconds: float) -> None:
-    """End this process after ``seconds`` of the processor; 0 takes that back. It ends also where Python's own handlers
-    of signals would wait, as within the power of a huge number."""
+    """End this process after ``seconds`` of CPU time; 0 cancels that. This works even while Python handles no signals,
+    as in a power of huge numbers."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
     elif seconds:
@@ -188,22 +186,22 @@ def _stop_after(seconds: float) -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _bounded(asked: Mapping[str, Any], what: Callable[[], Any]) -> Any:
-    """What comes of ``what``, or why nothing does."""
-    _stop_after(asked["seconds"])
+def _limited(request: Mapping[str, Any], work: Callable[[], Any]) -> Any:
+    """Return the result of ``work``, or its error."""
+    _stop_after(request["seconds"])
     try:
-        return what()
+        return work()
     except MemoryError:
         return {"error": f"takes more than {_MOST_BYTES >> 30} GB of memory to write one text", "undefined": False}
-    except Exception as error:  # a template is a program of its own, and fails in all the ways of one
-        return _failure(error, typed=asked["form"] == "chat")
+    except Exception as error:  # a template is a program, and may raise anything
+        return _failure(error, typed=request["form"] == "chat")
     finally:
         _stop_after(0)
 
 
 @cache
 def _compiled(form: Form, source: str) -> tuple[Any, list[str]]:
-    """The program that ``source`` is in this ``form``, and the names that a row must have for it."""
+    """Return the compiled template ``source``, and the names that a row must have for it."""
     if form == "chat":
         return _chat_environment().from_string(source), []
     from jinja2 import meta
@@ -221,7 +219,7 @@ def _chat_environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """The tag with which templates mark what the model writes; here its content is just written."""
+        """The tag by which templates mark the model's answers; its content is rendered as it is."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -239,7 +237,7 @@ def _chat_environment() -> Any:
 
 
 def _row_environment() -> Any:
-    """Nothing that a template can ask for in it changes from one call to the next."""
+    """Return an environment in which a template renders the same text in each call."""
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -247,12 +245,12 @@ def _row_environment() -> Any:
         keep_trailing_newline=True, undefined=StrictUndefined, finalize=_only_text
     )
     environment.globals = {name: environment.globals[name] for name in ("range", "namespace")}
-    del environment.filters["random"], environment.filters["tojson"]  # the latter writes for a web page
+    del environment.filters["random"], environment.filters["tojson"]  # the latter escapes text for web pages
     return environment
 
 
 def _only_text(value: Any) -> Any:
-    """``value``, which a template writes. Raises TypeError for what is no text and none that is missing."""
+    """Return ``value``, which a template outputs. Raises TypeError if it is neither a text nor undefined."""
     from jinja2 import Undefined
 
     if isinstance(value, str | Undefined):
@@ -260,32 +258,32 @@ def _only_text(value: Any) -> Any:
     raise TypeError(f"writes a value of type {type(value).__name__}, which is no text (`| string` makes it one)")
 
 
-def _names(asked: Mapping[str, Any]) -> dict[str, Any]:
-    return {"names": _compiled(asked["form"], asked["template"])[1]}
+def _names(request: Mapping[str, Any]) -> dict[str, Any]:
+    return {"names": _compiled(request["form"], request["template"])[1]}
 
 
-def _written(asked: Mapping[str, Any], text: bytes) -> str:
-    """The text of the pickled values ``text``. Raises UserError when it is too long, and what the template raises."""
+def _render(request: Mapping[str, Any], values: bytes) -> str:
+    """Return the text for the pickled ``values``. Raises UserError if it is too long, and any error of the template."""
 
     def now(form: str) -> str:
-        if "no_clock" in asked:
-            raise UserError(asked["no_clock"])
-        return datetime.fromisoformat(asked["now"]).strftime(form)
+        if "no_clock" in request:
+            raise UserError(request["no_clock"])
+        return datetime.fromisoformat(request["now"]).strftime(form)
 
-    program, _ = _compiled(asked["form"], asked["template"])
-    clock = {"strftime_now": now} if asked["form"] == "chat" else {}
+    program, _ = _compiled(request["form"], request["template"])
+    clock = {"strftime_now": now} if request["form"] == "chat" else {}
     pieces: list[str] = []
     length = 0
-    for piece in program.generate({**clock, **pickle.loads(text)}):
+    for piece in program.generate({**clock, **pickle.loads(values)}):
         length += len(piece)
-        if length > asked["characters"]:
-            raise UserError(f"writes more than {asked['characters']:,} characters as one text")
+        if length > request["characters"]:
+            raise UserError(f"writes more than {request['characters']:,} characters as one text")
         pieces.append(piece)
     return "".join(pieces)
 
 
 def _failure(error: Exception, *, typed: bool) -> dict[str, Any]:
-    """The reason for ``error``, with its class where that is one of Python's and ``typed``."""
+    """Return the message of ``error``; if ``typed``, with its class if it is one of Python's."""
     import jinja2
 
     undefined = isinstance(error, jinja2.UndefinedError)
@@ -304,7 +302,7 @@ def _refuse(message: str) -> None:
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """JSON for a model to read, while Jinja's own filter writes it for a web page."""
+    """Return JSON for a model; Jinja's own filter escapes it for web pages."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

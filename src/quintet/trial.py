@@ -1,4 +1,4 @@
-"""A trial of a run: everything that it will do, with small counts, in a folder of its own."""
+"""A trial of a run, `quintet check --try`: everything that it will do, with small counts, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ _STAGES = {
     "data": "data",
     "tokenizer": "data",
 }
-"""The stage that a problem at a key belongs to, where it is found in one of those that hold several."""
-_WIDE = ("run file", "training", "resume")
+"""The stage that a problem with a key belongs to, if it was found in one of the stages of `_WIDE`."""
+_WIDE = ("run file", "training", "resume")  # stages that include others
 
 
 @dataclass(frozen=True)
 class TrialStage:
-    """A stage that was gone through, and what it did."""
+    """A completed stage, and what it ``did``."""
 
     name: str
     seconds: float
@@ -61,8 +61,8 @@ class TrialStage:
 
 @dataclass
 class Tried:
-    """The stages of a trial, and what failed on the way, each once, with its stage; ``notes`` say where the trial
-    is not the run, and ``folder`` is its own, None where it is removed."""
+    """The completed stages of a trial and its failures, each once and with its stage. ``notes`` say how the trial
+    differs from the run; ``folder`` is that of the trial, None if it is removed."""
 
     stages: list[TrialStage] = field(default_factory=list[TrialStage])
     failures: dict[tuple[str, str], None] = field(default_factory=dict[tuple[str, str], None])
@@ -70,54 +70,54 @@ class Tried:
     folder: Path | None = None
 
     def fail(self, stage: str, error: BaseException | str) -> None:
-        """Note that ``stage`` failed, a failure for each problem of ``error``."""
+        """Record a failure of ``stage`` for each problem of ``error``."""
         if isinstance(error, UserError):
             problems = error.problems
         else:
             problems = (error if isinstance(error, str) else one_line(error, typed=True),)
         for problem in problems:
-            found = _stage_of(problem) if stage in _WIDE else None
-            self.failures[found or stage, problem] = None
+            narrow = _stage_of(problem) if stage in _WIDE else None
+            self.failures[narrow or stage, problem] = None
 
     @contextmanager
     def catching(self, stage: str) -> Generator[None]:
-        """Within, whatever is raised is noted as a failure of ``stage``, and the trial goes on."""
+        """Within, record any error as a failure of ``stage``, and continue the trial."""
         try:
             yield
-        except Exception as error:  # the next stage may fail, too, and all of it is told at once
+        except Exception as error:  # later stages may fail too, and all failures are reported at once
             self.fail(stage, error)
 
     def attempt(self, name: str, work: Callable[[], str]) -> None:
-        """Go through the stage ``name``, which ``work`` does and says."""
-        began = monotonic()
+        """Call ``work``, the stage ``name``, which returns what it did."""
+        start = monotonic()
         with self.catching(name):
             did = work()
-            self.stages.append(TrialStage(name, monotonic() - began, did))
+            self.stages.append(TrialStage(name, monotonic() - start, did))
 
 
 class _Listener(Reporter):
-    """Collects what fails while the run goes on; shows a moving line, and none of the run's own lines."""
+    """Collects the failures of a run; it shows the progress, but not the run's own lines."""
 
     def __init__(self, tried: Tried, console: Console) -> None:
         super().__init__(console)
         self._tried, self.prepared = tried, False
 
     def say(self, text: str) -> None:
-        """Leave it out: `quintet train` says it."""
+        """Print nothing."""
 
     def failure(self, name: str, why: str, line: str = "") -> None:
-        """Note the failure."""
+        """Record the failure."""
         self._tried.fail(name, why)
 
     def preparing(self, stage: str, done: int, total: int) -> None:
-        """Note that something had to be prepared."""
+        """Record that something had to be prepared."""
         self.prepared = True
         super().preparing(stage, done, total)
 
 
 def known_problems(config: RunConfig) -> tuple[list[str], list[str]]:
-    """Return the problems that are found without running anything: mistakes, as arguments that another library does not
-    take, and what is not on this machine, as sources and libraries."""
+    """Return the problems that are found without running anything: mistakes, as wrong arguments of a library, and what
+    is not on this machine, as sources and libraries."""
     from quintet.data.sources import check_sources
     from quintet.train.check import training_checks
 
@@ -125,11 +125,11 @@ def known_problems(config: RunConfig) -> tuple[list[str], list[str]]:
 
 
 def try_run(config: RunConfig, loaded: Loaded | None, *, keep: bool) -> Tried:
-    """Go through all that the run of ``config`` will do: two steps with what follows them, the second after a resume,
-    the report and the export. What `known_problems` are about is left out. ``loaded`` is what ``config`` was read from,
-    None for one that was not. With ``keep`` the folder of the trial stays.
+    """Try everything that the run of ``config`` will do: two steps with what follows them, the second after a resume,
+    the report and the export. Parts with `known_problems` are skipped. ``loaded`` is the source of ``config``, None if
+    it was made in Python. With ``keep`` the folder of the trial is kept.
 
-    Raises UserError in one of several processes; what fails in the trial itself is told in its result.
+    Raises UserError in one of several processes; failures of the trial itself are in the result.
     """
     from quintet.processes import world_size
     from quintet.train.run_folder import find_run_folder, settle_batch
@@ -138,7 +138,7 @@ def try_run(config: RunConfig, loaded: Loaded | None, *, keep: bool) -> Tried:
         raise UserError("--try: goes through the run in one process; start it without torchrun")
     mistakes, missing = known_problems(config)
     tried, known = Tried(), [*mistakes, *missing]
-    with tried.catching("run folder"):  # what the run cannot go on from says nothing of the trial
+    with tried.catching("run folder"):  # a run that cannot be continued does not stop the trial
         config = settle_batch(config, 1)
         find_run_folder(config)
     if known:
@@ -154,8 +154,8 @@ def try_run(config: RunConfig, loaded: Loaded | None, *, keep: bool) -> Tried:
         config = _small(config, folder, checkpoints)
         listener = _Listener(tried, Console(stderr=True, highlight=False, soft_wrap=True))
         try:
-            with redirect_stdout(sys.stderr):  # what other libraries print is no part of the answer
-                _go_through(_Trial(None if loaded is None else loaded.original, config, tried, listener, folder))
+            with redirect_stdout(sys.stderr):  # other libraries may print to standard output
+                _run_stages(_Trial(None if loaded is None else loaded.original, config, tried, listener, folder))
         finally:
             listener.close()
     return tried
@@ -168,14 +168,14 @@ class _Trial:
     tried: Tried
     listener: _Listener
     folder: Path
-    peak_flops: float | None = None  # of the first step, so that the second need not measure again
+    peak_flops: float | None = None  # measured in the first step, for the second
 
     @property
     def run_folder(self) -> Path:
         return self.folder / self.config.name
 
 
-def _go_through(trial: _Trial) -> None:
+def _run_stages(trial: _Trial) -> None:
     from quintet.train.checkpoint_files import last_checkpoint
 
     tried, before = trial.tried, len(trial.tried.stages)
@@ -196,9 +196,9 @@ def _go_through(trial: _Trial) -> None:
 
 def _after_training(trial: _Trial, *, exports: bool) -> None:
     tried = trial.tried
-    wanted = {"report": ("matplotlib", True), "export": ("transformers", exports)}
+    needs = {"report": ("matplotlib", True), "export": ("transformers", exports)}
     works: dict[str, Callable[[], str]] = {"report": lambda: _report(trial), "export": lambda: _export(trial)}
-    for name, (library, possible) in wanted.items():
+    for name, (library, possible) in needs.items():
         if not is_installed(library):
             tried.notes.append(f"{name} is not tried: {library} is not installed")
         elif possible:
@@ -206,7 +206,7 @@ def _after_training(trial: _Trial, *, exports: bool) -> None:
 
 
 def _prepare(trial: _Trial) -> str:
-    """Prepare the tokens in the run's own cache, where they stay."""
+    """Prepare the tokens in the run's own cache, where they are kept."""
     from quintet.data.prepare import prepare
 
     prepared = prepare(trial.config, progress=trial.listener.preparing)
@@ -215,7 +215,7 @@ def _prepare(trial: _Trial) -> str:
 
 
 def _first_step(trial: _Trial) -> str:
-    """Take the first step and do what follows it. What cannot be measured is noted and left out of another attempt."""
+    """Take the first step and do what follows it. If something cannot be measured, record that and try without it."""
     while True:
         try:
             return _take_steps(trial, 1)
@@ -244,8 +244,8 @@ def _take_steps(trial: _Trial, steps: int) -> str:
     done = [] if outcome.validation is None else [f"validation: {outcome.validation}"]
     if trial.config.evaluate.only:
         return "; ".join(["evaluate.only, so that nothing is trained", *done])
-    records = [one for one in read_metrics(run.folder / "metrics.jsonl") if one["step"] == run.progress.step]
-    last: dict[str, Any] = {name: value for one in records for name, value in one.items()}
+    records = [record for record in read_metrics(run.folder / "metrics.jsonl") if record["step"] == run.progress.step]
+    last: dict[str, Any] = {name: value for record in records for name, value in record.items()}
     taken = f"step {run.progress.step} of {run.schedule_steps:,}"
     if "train/loss" in last:
         taken += f" at learning rate {last['train/lr']:.3g}, loss {last['train/loss']:.4f}"
@@ -256,7 +256,7 @@ def _take_steps(trial: _Trial, steps: int) -> str:
         "samples": any((run.folder / "samples").glob(f"step-{run.progress.step:06d}*")),
         "text modelling": any(name.startswith("text/") for name in last),
         "text generation": any(name.startswith("generation/") for name in last),
-        **{name: any(f"benchmark/{name}/" in one for one in last) for name in trial.config.evaluate.tasks},
+        **{name: any(f"benchmark/{name}/" in metric for metric in last) for name in trial.config.evaluate.tasks},
     }
     return "; ".join([taken, *(name for name, there in counts.items() if there)])
 
@@ -276,7 +276,7 @@ def _export(trial: _Trial) -> str:
 
 
 def _stage_of(problem: str) -> str | None:
-    """The stage that ``problem`` belongs to by the key that it begins with, None where it says none."""
+    """Return the stage that ``problem`` belongs to by the key that it begins with; None if there is none."""
     key = problem.partition(":")[0]
     if "/checkpoints" in key:
         return "checkpoint"
@@ -284,8 +284,8 @@ def _stage_of(problem: str) -> str | None:
 
 
 def _small(config: RunConfig, folder: Path, checkpoints: Path | None) -> RunConfig:
-    """``config`` in ``folder``, with everything that follows a step after each of them. The length of the run stays,
-    for batches and learning rates follow from it."""
+    """Return ``config`` in ``folder`` with small counts, such that each step is followed by everything. The length of
+    the run is kept, because batches and learning rates depend on it."""
     evaluate, sample, checkpoint = config.evaluate, config.sample, config.checkpoint
     changed = {
         "runs_dir": str(folder),
@@ -297,7 +297,7 @@ def _small(config: RunConfig, folder: Path, checkpoints: Path | None) -> RunConf
             update={"every": sample.every and 1, "max_tokens": min(sample.max_tokens, _SAMPLE_TOKENS)}
         ),
         "checkpoint": checkpoint.model_copy(
-            # A best one is saved before the samples, which a checkpoint that cannot be written is not to hide.
+            # The best checkpoint would be saved before the samples, and a failure to write it would hide theirs.
             update={
                 "every": 1,
                 "every_epochs": None,
@@ -310,7 +310,7 @@ def _small(config: RunConfig, folder: Path, checkpoints: Path | None) -> RunConf
 
 
 def _alone(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """``config`` for one process, and a line on what it leaves untried where the run asks for several."""
+    """Return ``config`` for one process, and a line on what is not tried if the run asks for several."""
     parallel, devices = config.parallel, config.train.batch_devices or 1
     key = "parallel.kind" if parallel.kind not in ("auto", "none") else "train.batch_devices" if devices > 1 else None
     if key is None:
@@ -325,33 +325,33 @@ def _alone(config: RunConfig) -> tuple[RunConfig, list[str]]:
 
 
 def _offline(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """``config`` with trackers that write into the trial's folder alone, and a line for each that is changed."""
+    """Return ``config`` with trackers that write only into the folder of the trial, and a line for each change."""
     trackers: list[ConfigSection] = []
     notes: list[str] = []
-    for index, one in enumerate(config.track):
-        if isinstance(one, WandbConfig) and one.arguments.get("mode") != "disabled":
-            if one.arguments.get("mode") != "offline":
+    for index, tracker in enumerate(config.track):
+        if isinstance(tracker, WandbConfig) and tracker.arguments.get("mode") != "disabled":
+            if tracker.arguments.get("mode") != "offline":
                 notes.append(f"track[{index}]: wandb runs offline here: nothing is sent, and its server is not tried")
-            left_out = ("dir", "id", "resume", "resume_from", "fork_from")
-            arguments = {name: value for name, value in one.arguments.items() if name not in left_out}
-            trackers.append(one.model_copy(update={"arguments": arguments | {"mode": "offline"}}))
-        elif isinstance(one, MLflowConfig) and one.tracking_uri is not None:
+            dropped = ("dir", "id", "resume", "resume_from", "fork_from")
+            arguments = {name: value for name, value in tracker.arguments.items() if name not in dropped}
+            trackers.append(tracker.model_copy(update={"arguments": arguments | {"mode": "offline"}}))
+        elif isinstance(tracker, MLflowConfig) and tracker.tracking_uri is not None:
             notes.append(f"track[{index}]: mlflow writes a file here: nothing is sent, and its server is not tried")
-            trackers.append(one.model_copy(update={"tracking_uri": None}))
+            trackers.append(tracker.model_copy(update={"tracking_uri": None}))
         else:
-            trackers.append(one)
+            trackers.append(tracker)
     changed: dict[str, Any] = {"track": tuple(trackers)}
-    asked = getattr(config.trainer, "arguments", {})
-    told = sorted({"report_to", "logger", "default_root_dir"} & set(asked))
-    if told:
-        arguments = {name: value for name, value in asked.items() if name not in told}
-        changed["trainer"] = config.trainer.model_copy(update={"arguments": arguments})
-        notes.append(f"trainer.arguments: {' and '.join(told)} left out here: nothing is sent")
+    arguments = getattr(config.trainer, "arguments", {})
+    reporting = sorted({"report_to", "logger", "default_root_dir"} & set(arguments))
+    if reporting:
+        kept = {name: value for name, value in arguments.items() if name not in reporting}
+        changed["trainer"] = config.trainer.model_copy(update={"arguments": kept})
+        notes.append(f"trainer.arguments: {' and '.join(reporting)} left out here: nothing is sent")
     return config.model_copy(update=changed), notes
 
 
 def _without(config: RunConfig, problems: Sequence[str]) -> RunConfig | None:
-    """``config`` without the parts that ``problems`` are about, None where one is about what no run does without."""
+    """Return ``config`` without the parts that ``problems`` are about; None if a run cannot do without one of them."""
     evaluate: dict[str, Any] = {}
     changed: dict[str, Any] = {}
     for problem in problems:
@@ -364,7 +364,7 @@ def _without(config: RunConfig, problems: Sequence[str]) -> RunConfig | None:
             changed["sample"] = config.sample.model_copy(update={"prompts": kept})
         elif key.startswith("track") and index is not None:
             trackers = changed.get("track", config.track)
-            changed["track"] = tuple(one for one in trackers if one is not config.track[int(index[1])])
+            changed["track"] = tuple(other for other in trackers if other is not config.track[int(index[1])])
         elif key.startswith("evaluate.text_modeling"):
             evaluate["text_modeling"] = None
         elif key == "evaluate.best_by":
@@ -382,32 +382,32 @@ def _without(config: RunConfig, problems: Sequence[str]) -> RunConfig | None:
 
 @contextmanager
 def _folders(config: RunConfig, tried: Tried, *, keep: bool) -> Generator[tuple[Path, Path | None]]:
-    """The folder of the trial and, where checkpoints are to lie elsewhere, one for them: where the run's own will be,
-    so that a disk that is full or cannot be written is noticed. Both are removed at the end unless ``keep``."""
+    """Yield the folder of the trial, and one for checkpoints if `checkpoint.dir` is set: beside the run's own folders,
+    so that a disk that is full or read-only is noticed. Both are removed at the end unless ``keep``."""
     made: list[Path] = []
-    asked = {"runs_dir": config.runs_dir, "checkpoint.dir": config.checkpoint.dir}
-    for key, path in asked.items():
+    folders = {"runs_dir": config.runs_dir, "checkpoint.dir": config.checkpoint.dir}
+    for key, path in folders.items():
         if path is not None:
             with tried.catching("run folder"):
                 made.append(_folder_near(local_path(path).absolute(), key))
-                asked[key] = str(made[-1])
+                folders[key] = str(made[-1])
                 continue
-        asked[key] = None
-    folder = Path(asked["runs_dir"] or tempfile.mkdtemp(prefix=_PREFIX))
+        folders[key] = None
+    folder = Path(folders["runs_dir"] or tempfile.mkdtemp(prefix=_PREFIX))
     try:
-        yield folder, None if asked["checkpoint.dir"] is None else Path(asked["checkpoint.dir"])
+        yield folder, None if folders["checkpoint.dir"] is None else Path(folders["checkpoint.dir"])
     finally:
         tried.folder = folder if keep else None
         if not keep:
-            for one in {folder, *made}:
-                shutil.rmtree(one, ignore_errors=True)
+            for path in {folder, *made}:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _folder_near(path: Path, key: str) -> Path:
-    """A new folder in ``path``, or in the nearest folder above it that is there."""
+    """Create a new folder in ``path``, or in the nearest folder above it that exists."""
     try:
-        there = next(one for one in (path, *path.parents) if one.exists())
-        return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=there))
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=existing))
     except OSError as error:
         raise UserError(
             f"{key}: {path} cannot be written ({error.strerror}: {error.filename}); name another folder"
