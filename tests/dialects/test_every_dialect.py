@@ -23,7 +23,7 @@ from quintet.config.dialects.back import translate_back
 from quintet.config.dialects.dialect import pattern
 from quintet.config.dialects.file import SchemaFile
 from quintet.config.dialects.recognise import recognised
-from quintet.config.dialects.types import duration, one_of
+from quintet.config.dialects.types import duration, one_of, switch
 from quintet.config.dump import differences, dump_run_config
 from quintet.config.keypath import KeyPath, path_of, walk
 from quintet.config.load import load_run_config
@@ -376,3 +376,14 @@ def test_a_word_is_written_for_the_value_that_it_stands_for() -> None:
     assert [kind.write(value) for value in (False, 0, 1)] == ["off", "none", "all"]
     with pytest.raises(ValueError, match="is none of False, 0, 1"):
         kind.write(True)
+
+
+def test_a_switch_is_read_and_written_as_its_values() -> None:
+    kind = switch("head", "none")
+    assert [kind.read(value) for value in (True, False)] == ["head", "none"]
+    assert [kind.write(value) for value in ("head", "none")] == [True, False]
+    for wrong in (1, "true", None):
+        with pytest.raises(ValueError, match="must be true or false"):
+            kind.read(wrong)
+    with pytest.raises(ValueError, match="is neither 'head' nor 'none'"):
+        kind.write("projection")

@@ -74,6 +74,22 @@ Device = Annotated[str, one_of(by={"cuda": "cuda", "cuda:0": "cuda", "cpu": "cpu
 Precision = Annotated[str, one_of(by={"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"})]
 
 
+def switch(on: Any, off: Any) -> Value:
+    """Build the type of a switch that is read as ``on`` if it is true and as ``off`` if it is false."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, bool):
+            raise ValueError("must be true or false")
+        return on if value else off
+
+    def write(value: Any) -> bool:
+        if value not in (on, off):
+            raise ValueError(f"is neither {on!r} nor {off!r}")
+        return value == on
+
+    return Value("true or false", read, write, {"type": "boolean"})
+
+
 def finite(value: Any, expected: str) -> int | float:
     """Return the number that ``value`` is or spells. Raises ValueError, with the ``expected`` in words, if it is none,
     infinite or NaN."""

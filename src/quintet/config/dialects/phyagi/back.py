@@ -127,13 +127,8 @@ def _transformer(model: TransformerConfig, put: Put) -> None:
     put("model.model_type", MIXFORMER)
     put("model.n_head", model.heads)
     put("model.n_inner", model.hidden)
-    put(f"{MIXER}.causal", model.attention.kind == "causal")
     if model.output_bias != model.attention.bias:
         put(f"{MIXER}.out_bias", model.output_bias)
-    if model.attention.qk_norm == "head":
-        put(f"{MIXER}.qk_norm", True)
-    if model.attention.window is not None:
-        put(f"{MIXER}.window_size", model.attention.window - 1)
     if isinstance(model.init, NormalInitConfig):
         put("model.initializer_range", model.init.std)
     if isinstance(model.init, PretrainedInitConfig):

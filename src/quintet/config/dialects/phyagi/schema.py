@@ -9,7 +9,7 @@ from quintet.config.dialects.dialect import DialectSection
 from quintet.config.dialects.phyagi.schema_arguments import TrainingArguments, model_parallel
 from quintet.config.dialects.phyagi.schema_ds_config import undocumented
 from quintet.config.dialects.phyagi.values import ACTIVATIONS, DTYPES, MIXFORMER, NORMS
-from quintet.config.dialects.types import AboveZero, Arguments, Count, Fraction, Positive, Text, finite, one_of
+from quintet.config.dialects.types import AboveZero, Arguments, Count, Fraction, Positive, Text, finite, one_of, switch
 from quintet.config.keypath import is_sequence
 from quintet.config.section import Before, Value, key
 
@@ -41,7 +41,10 @@ def _split() -> Value:
 
 
 def _window() -> Value:
-    """A number of earlier positions, by itself or in a pair (before, after) whose second number is 0."""
+    """A number of earlier positions, by itself or in a pair (before, after) whose second number is 0.
+
+    It is read as the native window, which counts the own position, too.
+    """
 
     def read(value: Any) -> int:
         try:
@@ -57,9 +60,10 @@ def _window() -> Value:
             raise ValueError("must be a whole number")
         if number < 0:
             raise ValueError("must be at least 0")
-        return int(number)
+        return int(number) + 1
 
-    return Value("positions, or a pair (before, 0)", read, json={"type": ["integer", "string", "array"]})
+    json = {"type": ["integer", "string", "array"]}
+    return Value("positions, or a pair (before, 0)", read, lambda window: window - 1, json)
 
 
 Split = Annotated[int | float, _split()]
@@ -138,10 +142,12 @@ class Mixer(DialectSection):
 
     mixer_cls: OnlyMha | None = key(None, "class of the attention", affects="model.attention.kind")
     head_dim: Positive | None = key(None, "size of a head; n_embd / n_head", to="model.attention.head_dim")
-    causal: bool = key(True, "true: only earlier positions are seen; false: all", affects="model.attention.kind")
+    causal: Annotated[str, switch("causal", "bidirectional")] = key(
+        True, "only earlier positions are seen; false: all", to="model.attention.kind"
+    )
     use_alibi: bool | None = key(None, "ALiBi", unsupported="no attention here has linear biases", noop_values=False)
     softmax_scale: AboveZero | None = key(None, "factor on the products", to="model.attention.scale")
-    window_size: Window | None = key(None, "earlier positions that are seen", affects="model.attention.window")
+    window_size: Window | None = key(None, "earlier positions that are seen", to="model.attention.window")
     dropout: Fraction = key(
         0.0, "dropout on attention weights", to="model.attention.dropout", aliases="model.attn_pdrop"
     )
@@ -149,7 +155,9 @@ class Mixer(DialectSection):
         True, "biases of queries, keys and values", to="model.attention.bias", affects="model.attention.output_bias"
     )
     out_bias: bool | None = key(None, "bias of attention's output; else as bias", affects="model.attention.output_bias")
-    qk_norm: bool = key(False, "norm of the queries and keys of each head", affects="model.attention.qk_norm")
+    qk_norm: Annotated[str, switch("head", "none")] = key(
+        False, "norm of the queries and keys of each head", to="model.attention.qk_norm"
+    )
     rotary_base: float = key(10_000.0, "base of the rotary wavelengths", gt=1, affects="model.position.theta")
     rotary_scale_base: float | None = key(None, "factor of rope_scaling", ge=1, affects="model.position.scaling.factor")
     rope_scaling: Arguments | None = key(

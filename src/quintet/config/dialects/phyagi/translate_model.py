@@ -52,21 +52,15 @@ def _mixformer(theirs: File, native: NativeBuilder) -> None:
         native.set("model.init.kind", "normal", "model.model_type")
         native.set("model.init.std", model.initializer_range, "model.initializer_range")
         native.set("model.init.scale_residual", False, "model.model_type")
-    _attention(theirs, native)
+    causal = parts.mixer.causal == "causal"
+    if model.cross_sample_token_id is None:
+        native.set("model.attention.mask", "causal" if causal else "full")
+    else:
+        mask = "causal_document" if causal else "document"
+        native.set("model.attention.mask", mask, "model.cross_sample_token_id")
     _positions(theirs, native)
     if model.gradient_checkpointing:
         native.set("train.activation_checkpointing", 1, "model.gradient_checkpointing")
-
-
-def _attention(theirs: File, native: NativeBuilder) -> None:
-    mixer, by_document = theirs.model.architecture.mixer, theirs.model.cross_sample_token_id is not None
-    kind, masks = ("causal", ("causal", "causal_document")) if mixer.causal else ("bidirectional", ("full", "document"))
-    native.set("model.attention.kind", kind, f"{MIXER}.causal")
-    native.set("model.attention.mask", masks[by_document], *(["model.cross_sample_token_id"] if by_document else []))
-    if mixer.qk_norm:
-        native.set("model.attention.qk_norm", "head", f"{MIXER}.qk_norm")
-    if mixer.window_size is not None:
-        native.set("model.attention.window", mixer.window_size + 1, f"{MIXER}.window_size")
 
 
 def _positions(theirs: File, native: NativeBuilder) -> None:
@@ -124,7 +118,7 @@ def _huggingface(theirs: File, native: NativeBuilder) -> None:
         if not spelling.startswith(ARCHITECTURE):
             written = lookup(native.given.document.values, path_of(spelling))
             native.set(f"model.config.{spelling.removeprefix('model.')}", written, key)
-        elif not info.role.no_effect and value not in (info.default, "plain", "layer", "causal_lm", "mean"):
+        elif not info.role.no_effect and value not in ("causal_lm", "mean") and info.write(value) != info.default:
             native.refuse(key, _belongs_to_mixformer(native, name, path))
     if model.trust_remote_code:
         native.set("model.trust_remote_code", True, "model.trust_remote_code")

@@ -17,6 +17,7 @@ from quintet.config.dialects.types import (
     Share,
     Text,
     one_of,
+    switch,
 )
 from quintet.config.documents import IGNORED
 from quintet.config.section import Value, key
@@ -42,30 +43,12 @@ Schedule = Annotated[str, one_of(by={name: name for name in SCHEDULES} | {"plata
 Strategy = Annotated[str, one_of(*STRATEGIES)]
 
 
-def _read_switch(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("must be true or false")
-    return value
-
-
 def _read_false(value: Any) -> bool:
-    if _read_switch(value):
+    if value is not False:
         raise ValueError("must be false: frozen adapters cannot be trained")
     return False
 
 
-def _write_precision(precision: str) -> bool:
-    if precision not in ("bf16", "fp32"):
-        raise ValueError("is neither 'bf16' nor 'fp32'")
-    return precision == "bf16"
-
-
-MixedPrecision = Annotated[
-    str,
-    Value(
-        "true or false", lambda value: "bf16" if _read_switch(value) else "fp32", _write_precision, {"type": "boolean"}
-    ),
-]
 PartOfEpoch = Annotated[float, Field(gt=0, le=1)]
 NotFrozen = Annotated[bool, Value("false", _read_false, json={"const": False})]
 
@@ -151,7 +134,7 @@ class TrainParameters(DialectSection):
     sharding_strategy: Strategy | None = key(
         None, "how FSDP shards the model over devices", affects=("parallel.kind", "parallel.shard")
     )
-    use_mp: MixedPrecision = key(
+    use_mp: Annotated[str, switch("bf16", "fp32")] = key(
         False, "matrix products in bf16; weights and averages stay in fp32", to="train.precision"
     )
     use_activation_checkpointing: bool = key(
