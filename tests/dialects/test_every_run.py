@@ -392,22 +392,33 @@ def test_what_check_accepts_at_the_ends_of_a_number_trains(dialect: str, base: d
 
 
 def test_a_value_of_another_kind_is_refused_at_its_key_and_line(dialect: str, base: dict[str, Any]) -> None:
-    """A section in place of a number, a switch, a word or a text."""
+    """A section in place of a number, a switch, a word or a text: in one file for all keys, then in one for each key
+    of which that file says nothing, because the value of another key hides it."""
     file = Path("their.yaml").resolve()
     several = ("list", "section", "anything", "mapping", "pair")
-    for key in dialect_named(dialect).keys:
-        if key.role.unsupported or any(word in key.accepts for word in several):
-            continue
-        if "[]" in key.path and key.path.partition("[]")[0] not in base:
-            continue  # of a list that the small file lacks
+    keys = [
+        key
+        for key in dialect_named(dialect).keys
+        if not (key.role.unsupported or any(word in key.accepts for word in several))
+        and ("[]" not in key.path or key.path.partition("[]")[0] in base)  # no list that the small file lacks
+    ]
+
+    def problems_of(wrong: list[KeyInfo]) -> list[tuple[str, str]]:
+        """The key of each problem of a file in which these keys are wrong, and the line that it points to."""
         values = copy.deepcopy(base)
-        set_in(values, key.path.replace("[]", ".0"), {"x": 1})
+        for key in wrong:
+            set_in(values, key.path.replace("[]", ".0"), {"x": 1})
         file.write_text(yaml.safe_dump(values, sort_keys=False))
         with pytest.raises(RunFileError) as error:
             load_run_config([file], [], Reading(dialect))
-        lines = file.read_text().splitlines()
-        own = [one for one in error.value.details if one.key.startswith(tuple(ways(key)))]
+        lines = ["", *file.read_text().splitlines()]
+        return [(problem.key, lines[problem.origin.line or 0]) for problem in error.value.details]
+
+    assert keys
+    together = problems_of(keys)
+    for key in keys:
+        if any(path in ways(key) and f"{key.name}:" in line for path, line in together):
+            continue
+        own = [line for path, line in problems_of([key]) if path.startswith(tuple(ways(key)))]
         assert own, key.path
-        assert all(one.origin.line is not None and f"{key.name}:" in lines[one.origin.line - 1] for one in own), (
-            key.path
-        )
+        assert all(f"{key.name}:" in line for line in own), key.path
