@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from quintet.config.dialects.dialect import DialectSection
 from quintet.config.dialects.stlm import values
 from quintet.config.dialects.stlm.schema_model import Model, Names, refuses, unlisted
-from quintet.config.dialects.stlm.values import EXPERIMENT, words
+from quintet.config.dialects.stlm.values import EXPERIMENT
 from quintet.config.dialects.types import Count, Device, FalseIsZero, Fraction, NotNegative, Positive, Share, Text
 from quintet.config.section import key
 
@@ -36,7 +36,7 @@ class Dataloader(DialectSection):
     nestings = ("training.dataloader",)
     shorthand = "name"
 
-    name: Annotated[str, words(values.DATALOADERS)] = key(
+    name: values.Dataloader = key(
         "standard",
         "how documents become samples, and which tokens mlm hides",
         affects=("data.packing", "loss.kind", "loss.predict_at"),
@@ -50,7 +50,7 @@ class Datasampling(DialectSection):
 
     shorthand = "name"
 
-    name: Annotated[str, words("standard")] = key("standard", "a random order of the samples", affects="data.shuffle")
+    name: values.Datasampling = key("standard", "a random order of the samples", affects="data.shuffle")
 
 
 class LossFn(DialectSection):
@@ -180,7 +180,7 @@ class Trainer(DialectSection):
 
     nestings = ("trainer.training", "training")
 
-    trainer_type: Annotated[str, words("base_trainer mock_trainer byte_trainer=base_trainer")] = key(
+    trainer_type: values.TrainerType = key(
         "base_trainer",
         "base_trainer; mock_trainer validates the initial weights and does not train",
         affects=("trainer.kind", "evaluate.only"),
@@ -217,7 +217,7 @@ class Trainer(DialectSection):
     lr_scheduler: LrScheduler
     dataloader: Dataloader
     datasampling: Datasampling
-    preprocessor_name: Annotated[str, words("text_preprocessor")] | None = unlisted(
+    preprocessor_name: values.Preprocessor | None = unlisted(
         None, "what is done to a text", no_effect="the only one there is: texts are read as they are"
     )
     loss_fn: LossFn

@@ -9,7 +9,7 @@ from pydantic import create_model
 
 from quintet.config.dialects.dialect import DialectSection
 from quintet.config.dialects.stlm import values
-from quintet.config.dialects.stlm.values import EXPERIMENT, OLDEST, words
+from quintet.config.dialects.stlm.values import EXPERIMENT, OLDEST
 from quintet.config.dialects.types import Count, FalseIsZero, Fraction, Listed, NotNegative, Positive, Text
 from quintet.config.section import key
 
@@ -158,7 +158,7 @@ class Model(DialectSection):
     )
     use_lora: bool | None = unlisted(None, "hf_core: train adapters of rank 8", affects="model.lora")
     lora_targets: tuple[Text, ...] | None = unlisted(None, "modules with an adapter", affects="model.lora.targets")
-    embedding_model_type: Annotated[str, words(f"generic hf_embedder {values.BYTE_EMBEDDING}")] = key(
+    embedding_model_type: values.Embedding = key(
         "generic",
         "learned, or the checkpoint's; byte_level mixes the bytes of each token",
         affects=("model.kind", "model.embedding"),
@@ -197,7 +197,7 @@ class Model(DialectSection):
         True, "bpe: plain letters, each digit a token", affects="tokenizer.simplify", aliases="tokenizer_simplify_data"
     )
     tokenizer_num_reserved_tokens: Count = unlisted(0, "bpe: unused ids of vocab_size", affects="tokenizer.vocab_size")
-    lm_head_type: Annotated[str, words(f"generic hf_head {values.BYTE_HEAD} lm_head=generic")] = key(
+    lm_head_type: values.Head = key(
         "generic",
         "norm and matrix, or the checkpoint's; byte_level predicts the bytes of the next token",
         affects=("model.kind", "model.head", "train.clip_norm"),
@@ -213,7 +213,7 @@ class Model(DialectSection):
     lm_head_dropout: Dropout = key(
         0.0, "dropout on the input of the head's matrix", to="model.head.dropout", aliases=_lm_head("dropout")
     )
-    model_shell_type: Annotated[str, words("standard byte_shell byte_enc_shell")] = key(
+    model_shell_type: values.Shell = key(
         "standard",
         "how embedding, core and head are put together; byte_shell also reconstructs the bytes of a token",
         affects=("model.kind", "model.head.reconstruction"),
@@ -225,7 +225,7 @@ class Model(DialectSection):
         aliases=("embedding_positional_encoding", "model.attn.pos_enc_cfg.positional_encoding_type"),
         null="none",
     )
-    initialization_fn: Annotated[str, words("xavier kaiming none")] = key(
+    initialization_fn: values.Initialization = key(
         "kaiming", "initialization, except of hf_core; none: PyTorch's", to="model.init.kind", null="none"
     )
     gain: NotNegative = key(1.0, "xavier: factor on the weights", affects="model.init.gain")

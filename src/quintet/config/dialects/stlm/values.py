@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any
 
 from quintet.config.dialects.types import Listed, one_of
@@ -26,14 +25,16 @@ def meanings(words: str) -> dict[str, str]:
     return {word: meaning or word for word, _, meaning in (entry.partition("=") for entry in words.split())}
 
 
-def words(accepted: str, refused: Mapping[str, str] = MappingProxyType({})) -> Value:
-    """Accept the words of ``accepted``, which is as in `meanings`, in any case. ``refused`` gives the reason against
-    other words."""
-    reasons = dict.fromkeys(_EXPERIMENTS, EXPERIMENT) | dict(refused)
+def words(accepted: str, refused: Mapping[str, str] | None = None) -> Value:
+    """Build the type of one of the words in ``accepted``, which is as in `meanings`, in any case.
+
+    ``refused`` has reasons for refusing other words.
+    """
+    reasons = dict.fromkeys(_EXPERIMENTS.split(), EXPERIMENT) | dict(refused or {})
     return one_of(by=meanings(accepted), any_case=True, why=reasons)
 
 
-_EXPERIMENTS = meanings(
+_EXPERIMENTS = (
     "ffn_lora_sharing_moe conv next_thought_baseline pass_through "
     "passthrough cascade hierarchical hierarchical_encoder byte_patch latent_2_seq classification attention "
     "byte_autoencoder_shell moe_ffn grin_moe_ffn block_shuffle_ffn fast_ffn kan_ffn alibi_attention "
@@ -41,53 +42,8 @@ _EXPERIMENTS = meanings(
     "autoencoder conversational prm800k text_classification text_classification_preprocessor prm800k_preprocessor "
     "cascade_trainer"
 )
-TIKTOKEN = ("gpt2", "o200k_base", "cl100k_base", "p50k_base")
-HUB_TOKENIZERS = {
-    "llama_32k": "chavinlo/alpaca-native",
-    "opt_50k": "facebook/opt-1.3b",
-    "mistral_32k": "mistralai/Mistral-7B-v0.1",
-    "llama_3.2_1B": "meta-llama/Llama-3.2-1B",
-}
-TASKS = meanings(
-    "winogrande hellaswag arc_easy mmlu blimp truthful_qa piqa race_middle race_high boolq openbook_qa_closed "
-    "openbook_qa_open copa commonsense_qa stlm_eval_arc_easy stlm_eval_hellaswag stlm_eval_truthful_qa "
-    "stlm_eval_winogrande ewok glue winograd=winogrande arc=arc_easy"
-)
-"""Benchmarks by their names in the document and in the files before it."""
-_REGISTERED = meanings(
-    "ArcEasy=arc_easy Blimp=blimp Hellaswag=hellaswag MMLU=mmlu Winogrande=winogrande TruthfulQA-M2=truthfulqa_mc2 "
-    "Truthful-M2=truthfulqa_mc2 PIQA=piqa BoolQ=boolq RACEMiddle=race_middle RACEHigh=race_high Ewok=ewok "
-    "OpenbookQAOpen=openbook_qa_open OpenbookQAClosed=openbook_qa_closed Copa=copa CommonsenseQA=commonsense_qa "
-    "MATH=hendrycks_math GSM8K=gsm8k"
-)
-TEXT_MODELING, TEXT_GENERATION, TEACHERS = "text modelling", "text generation", "teachers"
-_TOPICS = (
-    "full Code Conversational Ethics Literature Science Science-Easy Science-Medium Science-Hard"  # of text modelling
-)
-BENCHMARKS = {
-    **TASKS,
-    **_REGISTERED,
-    # A subset has 100 items.
-    **{f"{name}-Subset": f"{task}:100" for name, task in _REGISTERED.items()},
-    **meanings("ArcEasySubset=arc_easy:100 MATH-small=hendrycks_math:100 ArcEasyLinearSubset=stlm_eval_arc_easy"),
-    **meanings("ArcEasy-STLMSubset=stlm_eval_arc_easy Hellaswag-STLMSubset=stlm_eval_hellaswag"),
-    **meanings("Winogrande-STLMSubset=stlm_eval_winogrande TruthfulQA-M2-STLMSubset=stlm_eval_truthful_qa"),
-    **{f"STLM-Text-Modeling ({topic})": TEXT_MODELING for topic in _TOPICS.split()},
-    "Text-Generation (full)": TEXT_GENERATION,
-    "Teacher-Text-Modeling (full)": TEACHERS,
-}
-"""Benchmarks by every name that files use; a number counts the items. The last three entries are no tasks."""
 
-Benchmarks = Annotated[tuple[Annotated[str, one_of(by=BENCHMARKS, any_case=True)], ...], Listed]
-Evaluator = Annotated[str, one_of("mcq", "prog", "glue", "ft_qa")]
-Activation = Annotated[str, words("gelu relu leakyrelu=leaky_relu tanh sigmoid silu none")]
-Gain = Annotated[str, words("gelu relu leaky_relu tanh sigmoid silu linear leakyrelu=leaky_relu none=linear")]
-Norm = Annotated[str, words("rms_norm=rms rmsnorm=rms layer_norm=layer layernorm=layer none")]
-Position = Annotated[str, words("learned sincos=sinusoidal rope none")]
-FeedForward = Annotated[str, words("generic=plain silu_ffn=gated swiglu=gated")]
-Attention = Annotated[
-    str, words("causal bidirectional generic standard=generic generic_attention=generic rope_attention=rope")
-]
+# The model
 _OLDEST = "baseline modern_baseline poolformer profiler seq2seq_baseline sharedfnn sharedfnnlora thinking"
 Core = Annotated[
     str,
@@ -97,17 +53,45 @@ Core = Annotated[
         dict.fromkeys(_OLDEST.split(), OLDEST),
     ),
 ]
-Loss = Annotated[str, words("cross_entropy=next_token next_token_mlm=masked masked_cross_entropy=masked_bytes")]
-DATALOADERS = (
-    "standard random=standard next_token_mlm mlm byte_pooling byte_pooling_dataloader=byte_pooling "
-    "dual_byte_pooling=dual"
-)
+Shell = Annotated[str, words("standard byte_shell byte_enc_shell")]
+Embedding = Annotated[str, words("generic hf_embedder byte_level=bytes byte_level_embedder=bytes")]
+Head = Annotated[str, words("generic hf_head byte_level=bytes byte_level_decoder=bytes lm_head=generic")]
+Attention = Annotated[
+    str, words("causal bidirectional generic standard=generic generic_attention=generic rope_attention=rope")
+]
+FeedForward = Annotated[str, words("generic=plain silu_ffn=gated swiglu=gated")]
+Activation = Annotated[str, words("gelu relu leakyrelu=leaky_relu tanh sigmoid silu none")]
+Norm = Annotated[str, words("rms_norm=rms rmsnorm=rms layer_norm=layer layernorm=layer none")]
+Position = Annotated[str, words("learned sincos=sinusoidal rope none")]
+Initialization = Annotated[str, words("xavier kaiming none")]
+Gain = Annotated[str, words("gelu relu leaky_relu tanh sigmoid silu linear leakyrelu=leaky_relu none=linear")]
+
+# The tokenizer
+TIKTOKEN = ("gpt2", "o200k_base", "cl100k_base", "p50k_base")
+HUB_TOKENIZERS = {
+    "llama_32k": "chavinlo/alpaca-native",
+    "opt_50k": "facebook/opt-1.3b",
+    "mistral_32k": "mistralai/Mistral-7B-v0.1",
+    "llama_3.2_1B": "meta-llama/Llama-3.2-1B",
+}
 _TOKENIZERS = (
     "GPT-2=gpt2 p50k=p50k_base cl100k=cl100k_base llama_30k=llama_32k opt=opt_50k bpe bpe-retrain hf hf_tokenizer=hf"
 )
 _PRUNED = {"bpe-subsampled": "keeps the first ids of another tokenizer, which the document does not describe; set bpe"}
 Tokenizer = Annotated[str, words(f"{' '.join((*TIKTOKEN, *HUB_TOKENIZERS))} {_TOKENIZERS}", _PRUNED)]
-BYTE_EMBEDDING, BYTE_HEAD = "byte_level=bytes byte_level_embedder=bytes", "byte_level=bytes byte_level_decoder=bytes"
+
+# Data, training and evaluation
+Dataloader = Annotated[
+    str,
+    words(
+        "standard random=standard next_token_mlm mlm byte_pooling byte_pooling_dataloader=byte_pooling "
+        "dual_byte_pooling=dual"
+    ),
+]
+Datasampling = Annotated[str, words("standard")]
+Preprocessor = Annotated[str, words("text_preprocessor")]
+TrainerType = Annotated[str, words("base_trainer mock_trainer byte_trainer=base_trainer")]
+Loss = Annotated[str, words("cross_entropy=next_token next_token_mlm=masked masked_cross_entropy=masked_bytes")]
 _OPTIMIZERS = (
     "AdamW nanoGPTadamW Adadelta Adafactor Adagrad Adam Adamax ASGD Muon NAdam RAdam RMSprop Rprop SGD AdaBelief "
     "ada_belief=AdaBelief DiffGrad Lion NovoGrad Ranger SGDP Shampoo SOAP Yogi"
@@ -137,7 +121,39 @@ Scheduler = Annotated[
         "CosineAnnealingWarmRestarts CyclicLR OneCycleLR"
     ),
 ]
+TASKS = meanings(
+    "winogrande hellaswag arc_easy mmlu blimp truthful_qa piqa race_middle race_high boolq openbook_qa_closed "
+    "openbook_qa_open copa commonsense_qa stlm_eval_arc_easy stlm_eval_hellaswag stlm_eval_truthful_qa "
+    "stlm_eval_winogrande ewok glue winograd=winogrande arc=arc_easy"
+)
+"""Benchmarks by their names in the document and in the files before it."""
+_REGISTERED = meanings(
+    "ArcEasy=arc_easy Blimp=blimp Hellaswag=hellaswag MMLU=mmlu Winogrande=winogrande TruthfulQA-M2=truthfulqa_mc2 "
+    "Truthful-M2=truthfulqa_mc2 PIQA=piqa BoolQ=boolq RACEMiddle=race_middle RACEHigh=race_high Ewok=ewok "
+    "OpenbookQAOpen=openbook_qa_open OpenbookQAClosed=openbook_qa_closed Copa=copa CommonsenseQA=commonsense_qa "
+    "MATH=hendrycks_math GSM8K=gsm8k"
+)
+TEXT_MODELING, TEXT_GENERATION, TEACHERS = "text modelling", "text generation", "teachers"
+_TOPICS = (
+    "full Code Conversational Ethics Literature Science Science-Easy Science-Medium Science-Hard"  # of text modelling
+)
+BENCHMARKS = {
+    **TASKS,
+    **_REGISTERED,
+    # A subset has 100 items.
+    **{f"{name}-Subset": f"{task}:100" for name, task in _REGISTERED.items()},
+    **meanings("ArcEasySubset=arc_easy:100 MATH-small=hendrycks_math:100 ArcEasyLinearSubset=stlm_eval_arc_easy"),
+    **meanings("ArcEasy-STLMSubset=stlm_eval_arc_easy Hellaswag-STLMSubset=stlm_eval_hellaswag"),
+    **meanings("Winogrande-STLMSubset=stlm_eval_winogrande TruthfulQA-M2-STLMSubset=stlm_eval_truthful_qa"),
+    **{f"STLM-Text-Modeling ({topic})": TEXT_MODELING for topic in _TOPICS.split()},
+    "Text-Generation (full)": TEXT_GENERATION,
+    "Teacher-Text-Modeling (full)": TEACHERS,
+}
+"""Benchmarks by every name that files use; a number counts the items. The last three entries are no tasks."""
+Benchmarks = Annotated[tuple[Annotated[str, one_of(by=BENCHMARKS, any_case=True)], ...], Listed]
+Evaluator = Annotated[str, one_of("mcq", "prog", "glue", "ft_qa")]
 
+# Datasets
 _ASKED = "Question: {{ prompt }}\nAnswer: {{ response }}"
 _HERMES = "Question: {{ conversations[0].value }}\nAnswers: {{ conversations[1].value }}"
 _CODE = "Instruction: {{ instruction }}\nOutput: {{ output }}"
