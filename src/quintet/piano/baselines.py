@@ -1,4 +1,4 @@
-"""Baselines without a model: copies of the prompt, and counts of tokens. They give a model's figures a meaning."""
+"""Baselines without a model, to compare a model's figures with: copies of the prompt, and counts of tokens."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ _SPREAD = {"loud_prediction": _OCTAVE, "very_loud_prediction": _OCTAVE}
 
 
 def copied(task: Task, prompt: Notes, count: int) -> Notes:
-    """An answer made of copies of the prompt's notes; ``count`` is how many notes are missing.
+    """Return an answer of copies of the prompt's notes; ``count`` is the number of missing notes.
 
-    - Tasks that replace: the prompt as it is.
+    - Tasks that replace: the prompt.
     - Lines: the line that the task finds in the prompt, an octave higher (the bottom line: lower).
-    - Tasks whose target lies above (below) the prompt: the ``count`` highest (lowest) notes, an octave higher (lower).
+    - Tasks whose target is above (below) the prompt: the ``count`` highest (lowest) notes, an octave higher (lower).
     - Strides: each block again, halfway to the next one.
     - All others: ``count`` notes spread evenly over the prompt, an octave lower (loud notes: higher).
 
-    Copies that leave the piano are left out. Most tasks do not tell a model the count, so this baseline is a generous
-    one. The rules are the best of those that were tried on recorded performances.
+    Copies outside the range of a piano are dropped. Most tasks do not tell a model the count, so the baseline has an
+    advantage. The rules are the best of those that were tried on recorded performances.
     """
     if task.replaces or len(prompt) == 0:
         return prompt
     if task.kind == "stride_notes_masking":
         return _halfway(prompt, task.value)
     if task.kind in _LINES:
-        _, line = task.split(prompt, np.random.default_rng(0))  # nothing is drawn
+        _, line = task.split(prompt, np.random.default_rng(0))  # the generator is not used
         return _on_piano(line.transposed(_LINES[task.kind]))
     if task.kind in _SIDES:
         semitones = _SIDES[task.kind]
@@ -58,7 +58,8 @@ def copied(task: Task, prompt: Notes, count: int) -> Notes:
 
 
 def _halfway(prompt: Notes, length: int) -> Notes:
-    """Each block of ``length`` notes, moved by half the time to the next block, the last as far as the one before."""
+    """Move each block of ``length`` notes by half the time to the next block, and the last block like the one
+    before."""
     later = np.diff(prompt.start[::length]) / 2
     later = np.append(later, later[-1] if len(later) else 0)
     moved = np.repeat(later, length)[: len(prompt)]
@@ -71,7 +72,7 @@ def _on_piano(copy: Notes) -> Notes:
 
 @dataclass(frozen=True)
 class Unigram:
-    """Estimate how often each token comes: p(b) = (count of b + 1) / (count of all + vocabulary).
+    """The frequencies of tokens: p(b) = (count of b + 1) / (count of all + vocabulary).
 
     ``counts`` is int64 [vocabulary].
     """
@@ -79,17 +80,17 @@ class Unigram:
     counts: np.ndarray
 
     def nats(self, ids: np.ndarray) -> np.ndarray:
-        """-ln p of each token but the first, which nothing predicts: float64 [tokens - 1]."""
+        """Return -ln p of each token except the first, which is not predicted: float64 [tokens - 1]."""
         share = (self.counts + 1) / (self.counts.sum() + len(self.counts))
         return -np.log(share[np.asarray(ids)[1:]])
 
 
 @dataclass(frozen=True)
 class Bigram:
-    """Estimate how often a token follows another: p(b after a) = (count of a b + 1) / (count of a + vocabulary).
+    """The frequencies of tokens after another: p(b after a) = (count of a b + 1) / (count of a + vocabulary).
 
-    ``pairs`` are the pairs that came, as a · vocabulary + b, int64 [pairs] ascending, ``counts`` how often, int64
-    [pairs], ``before`` how often each token came before another, int64 [vocabulary].
+    ``pairs`` are the occurring pairs as a · vocabulary + b, int64 [pairs] ascending, and ``counts`` their numbers,
+    int64 [pairs]. ``before`` counts how often each token comes before another, int64 [vocabulary].
     """
 
     pairs: np.ndarray
@@ -97,7 +98,7 @@ class Bigram:
     before: np.ndarray
 
     def nats(self, ids: np.ndarray) -> np.ndarray:
-        """-ln p of each token but the first, given the one before it: float64 [tokens - 1]."""
+        """Return -ln p of each token except the first, given the one before it: float64 [tokens - 1]."""
         ids = np.asarray(ids, dtype=np.int64)
         pair = ids[:-1] * len(self.before) + ids[1:]
         counts = np.zeros(len(pair), dtype=np.int64)
@@ -108,7 +109,7 @@ class Bigram:
 
 
 def unigram(sequences: Iterable[np.ndarray], vocabulary: int) -> Unigram:
-    """Count every token in ``sequences`` of ids, integers [tokens], the first of each too."""
+    """Count the tokens in ``sequences`` of ids, integers [tokens], including the first of each."""
     counts = np.zeros(vocabulary, dtype=np.int64)
     for ids in sequences:
         counts += np.bincount(np.asarray(ids, dtype=np.int64), minlength=vocabulary)
@@ -116,23 +117,24 @@ def unigram(sequences: Iterable[np.ndarray], vocabulary: int) -> Unigram:
 
 
 def bigram(sequences: Iterable[np.ndarray], vocabulary: int) -> Bigram:
-    """Count every two neighbours inside each of ``sequences`` of ids, integers [tokens]."""
+    """Count the pairs of neighbours in each of ``sequences`` of ids, integers [tokens]."""
     before = np.zeros(vocabulary, dtype=np.int64)
-    found = [np.empty(0, dtype=np.int64)]
+    pair_ids = [np.empty(0, dtype=np.int64)]
     for ids in sequences:
         first = np.asarray(ids, dtype=np.int64)
         before += np.bincount(first[:-1], minlength=vocabulary)
-        found.append(first[:-1] * vocabulary + first[1:])
-    pairs, counts = np.unique(np.concatenate(found), return_counts=True)
+        pair_ids.append(first[:-1] * vocabulary + first[1:])
+    pairs, counts = np.unique(np.concatenate(pair_ids), return_counts=True)
     return Bigram(pairs, counts, before)
 
 
 def nats_per_token(
     model: Unigram | Bigram, sequences: Iterable[np.ndarray], counted: Iterable[np.ndarray] | None = None
 ) -> float:
-    """Mean of -ln p over all tokens but the first of each sequence, integers [tokens]; NaN where there are none.
+    """Return the mean of -ln p over all tokens except the first of each sequence, integers [tokens]; NaN without
+    tokens.
 
-    ``counted``, bool [tokens - 1] of each sequence marks the predicted tokens that count, such as those after
+    ``counted``, bool [tokens - 1] for each sequence, marks the predicted tokens that count, such as those after
     `<GENAI>`.
     """
     total, tokens = 0.0, 0

@@ -1,4 +1,4 @@
-"""The tokens that say where a piece comes from and who wrote it, and those around an answer."""
+"""The tokens of a piece's collection and composer, and the tokens around an answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DATASETS = (
     "<ATEPP-1.1>",
     "<PIANO_FOR_AI>",
 )
-"""Collections of piano music, in the order of their ids in piano-gpt; the last stands for any other."""
+"""Collections of piano music, in the order of their ids in piano-gpt; the last is for all others."""
 
 COMPOSERS = (
     "<SCRIABIN>",
@@ -43,9 +43,9 @@ COMPOSERS = (
 OTHER_DATASET = "<PIANO_FOR_AI>"
 UNKNOWN_COMPOSER = "<UNKNOWN_COMPOSER>"
 ANSWER = "<GENAI>"
-"""Stands before the answer."""
+"""The token before an answer."""
 END_OF_ANSWER = "<EOGENAI>"
-"""Stands after the answer, so that a model learns to stop."""
+"""The token after an answer, from which a model learns to stop."""
 
 _MISSPELT = {"<MENDELSSON>": "Mendelssohn", "<RACHMANIOFF>": "Rachmaninoff"}
 _SURNAMES = {
@@ -56,20 +56,20 @@ _SURNAMES = {
 
 
 def surname(token: str) -> str:
-    """Return the name of the composer of a token: what `composer_token` finds in a name."""
+    """Return the surname in a composer's token, which `composer_token` finds in a name."""
     return _MISSPELT.get(token, token[1:-1].replace("_", " ").capitalize())
 
 
 def dataset_token(source: Mapping[str, Any]) -> str:
-    """The token of the collection named by ``source["dataset"]`` in any case; `<PIANO_FOR_AI>` for others and none."""
+    """Return the token of the collection ``source["dataset"]``, in any case; `<PIANO_FOR_AI>` for others and none."""
     name = f"<{source.get('dataset')}>".upper()
     return name if name in DATASETS else OTHER_DATASET
 
 
 def composer_token(source: Mapping[str, Any]) -> str:
-    """The token of the composer whose surname is a word of ``source["composer"]``.
+    """Return the token of the composer whose surname is a word of ``source["composer"]``.
 
-    None of the known surnames, or several of them (an arranger beside a composer), is `<UNKNOWN_COMPOSER>`.
+    It is `<UNKNOWN_COMPOSER>` if the name has no known surname, or several (a composer and an arranger).
     """
     name = str(source.get("composer") or "")
     found = [token for token, surname in _SURNAMES.items() if surname.search(name)]
@@ -77,10 +77,10 @@ def composer_token(source: Mapping[str, Any]) -> str:
 
 
 def words_in(path: str) -> str:
-    """The parts of a file's path as words, among which `composer_token` finds a composer's surname."""
+    """Return the parts of a file's path as words, in which `composer_token` finds a composer's surname."""
     return " ".join(PurePath(path).with_suffix("").as_posix().replace("_", " ").replace("-", " ").split("/"))
 
 
 def context_tokens(source: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the tokens that every sample of a piece begins with: its collection, its composer."""
+    """Return the first tokens of each sample of a piece: its collection and its composer."""
     return dataset_token(source), composer_token(source)

@@ -1,7 +1,7 @@
-"""The distance of generated notes from the true ones: the share of notes that agree, and distances of distributions.
+"""Metrics of generated notes against true ones: shares of matching notes, and distances between distributions.
 
-The guide to piano has each formula. Where both sides have no notes they agree: every F1 is 1 and every distance 0.
-Where one side has none, every F1 is 0, and a distance between distributions, of which one is missing, is NaN.
+docs/guide/piano.md has the formulas. If both sides have no notes, each F1 is 1 and each distance 0. If one side has
+none, each F1 is 0 and each distance between distributions is NaN.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from quintet.piano.notes import Notes
 ONSET_TOLERANCE = 0.05
 """Seconds by which two onsets may differ."""
 OFFSET_SHARE = 0.2
-"""Share of a true note's length by which the ends may differ, where that is more than 50 ms."""
+"""Share of a true note's length by which the ends may differ, if that is more than 50 ms."""
 VELOCITY_TOLERANCE = 12
-"""Steps by which two velocities may differ, a tenth of the scale."""
+"""The largest difference of two velocities, a tenth of the scale."""
 
 
 @dataclass(frozen=True)
 class MatchScore:
-    """Precision, recall and F1 of a matching: shares from 0 to 1."""
+    """Precision, recall and F1 of a matching, from 0 to 1."""
 
     precision: float
     recall: float
@@ -33,7 +33,7 @@ class MatchScore:
 
 
 def compare(generated: Notes, target: Notes) -> dict[str, float]:
-    """Every metric by its name; an F1 is better where higher, a distance where lower."""
+    """Return all metrics by name; a higher F1 and a lower distance are better."""
     onset = note_score(generated, target)
     return {
         "note_f1": onset.f1,
@@ -48,7 +48,7 @@ def compare(generated: Notes, target: Notes) -> dict[str, float]:
 
 
 def mean(results: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each metric over several comparisons, without those where it is NaN; NaN where all are."""
+    """Return the mean of each metric over several comparisons, ignoring NaN; NaN if all are NaN."""
     columns: dict[str, list[float]] = {}
     for result in results:
         for name, value in result.items():
@@ -58,25 +58,26 @@ def mean(results: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def note_score(generated: Notes, target: Notes, *, offset: bool = False, velocity: bool = False) -> MatchScore:
-    """Shares of notes in the largest matching of generated to true notes, each matched at most once.
+    """Return the scores of the largest matching of generated to true notes, each matched at most once.
 
-    Two notes may match when they have the same pitch and onsets at most 50 ms apart; with ``offset`` also ends at most
-    50 ms or a fifth of the true length apart (the notes of mir_eval.transcription), with ``velocity`` also velocities
-    at most 12 apart. Times are compared at 0.1 ms, as mir_eval does, so that 50 ms on a grid are 50 ms. Needs scipy.
+    Two notes may match if they have the same pitch and onsets at most 50 ms apart; with ``offset`` also ends at most
+    50 ms or a fifth of the true length apart (as in mir_eval.transcription), with ``velocity`` also velocities at most
+    12 apart. Times are rounded to 0.1 ms, as in mir_eval, so that exactly 50 ms on a grid match. Raises UserError
+    without scipy.
     """
     if len(generated) == 0 or len(target) == 0:
-        same = float(len(generated) == len(target))
-        return MatchScore(same, same, same)
+        score = float(len(generated) == len(target))
+        return MatchScore(score, score, score)
     matched = _largest_matching(*_candidates(generated, target, offset, velocity), len(target), len(generated))
     return MatchScore(matched / len(generated), matched / len(target), 2 * matched / (len(generated) + len(target)))
 
 
 def _candidates(generated: Notes, target: Notes, offset: bool, velocity: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs that may match: indices into target and generated, int64 [pairs] each."""
+    """Return the pairs that may match: indices into target and generated, int64 [pairs] each."""
     rows, columns = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for pitch in np.intersect1d(generated.pitch, target.pitch):
         true, made = np.flatnonzero(target.pitch == pitch), np.flatnonzero(generated.pitch == pitch)
-        reach = ONSET_TOLERANCE + 1e-3  # one more millisecond; what is too much goes below
+        reach = ONSET_TOLERANCE + 1e-3  # with a margin of 1 ms; the exact comparison follows below
         low = np.searchsorted(generated.start[made], target.start[true] - reach)
         count = np.searchsorted(generated.start[made], target.start[true] + reach, side="right") - low
         within = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
@@ -104,7 +105,8 @@ def _largest_matching(row: np.ndarray, column: np.ndarray, rows: int, columns: i
 
 
 def sounding_f1(generated: Notes, target: Notes) -> float:
-    """2 · both / (generated + target), in seconds for which a pitch sounds in both, in the one, in the other."""
+    """Return 2 · both / (generated + target), of the seconds for which a pitch sounds in both and in each of the
+    two."""
     if len(generated) == 0 and len(target) == 0:
         return 1.0
     both = one = other = 0.0
@@ -117,7 +119,7 @@ def sounding_f1(generated: Notes, target: Notes) -> float:
 
 
 def _covered(start: np.ndarray, end: np.ndarray) -> float:
-    """Seconds that lie inside at least one of these intervals, float64 [intervals] each."""
+    """Return the seconds inside at least one interval; ``start`` and ``end`` are float64 [intervals]."""
     order = np.argsort(start)
     start, end = start[order], end[order]
     before = np.concatenate([[-np.inf], np.maximum.accumulate(end)[:-1]]) if len(end) else end
@@ -125,9 +127,9 @@ def _covered(start: np.ndarray, end: np.ndarray) -> float:
 
 
 def wasserstein(one: np.ndarray, other: np.ndarray) -> float:
-    """∫ |F − G| of the two distribution functions, in the unit of the values: scipy.stats.wasserstein_distance.
+    """Return ∫ |F − G| of the two distribution functions, in the unit of the values: scipy.stats.wasserstein_distance.
 
-    ``one`` and ``other`` are [values] of any dtype, each of its own number. 0 if both are empty, NaN if one is.
+    ``one`` and ``other`` are [values] of any dtype and of different lengths. 0 if both are empty, NaN if one is.
 
     >>> wasserstein(np.array([0, 1]), np.array([2, 3, 3, 2]))
     2.0
@@ -142,10 +144,10 @@ def wasserstein(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def circular_wasserstein(one: np.ndarray, other: np.ndarray) -> float:
-    """The least work that turns one distribution over a circle into another, in steps of the circle.
+    """Return the least work that turns one distribution over a circle into another, in steps of the circle.
 
-    Both are shares, float64 [positions], with the sum 1. Werman, Peleg and Rosenfeld, A distance metric for
-    multidimensional histograms (1985): as on a line, once the median of F − G is taken from F − G.
+    Both are shares, float64 [positions], with the sum 1. It is the distance on a line after the median of F − G is
+    subtracted from F − G (Werman, Peleg and Rosenfeld, A distance metric for multidimensional histograms, 1985).
     """
     difference = np.cumsum(one - other)
     return float(np.abs(difference - np.median(difference)).sum())
@@ -173,12 +175,12 @@ def _of_number(number: Callable[[Notes], float]) -> Callable[[Notes, Notes], flo
 
 
 def pitch_range(notes: Notes) -> float:
-    """Semitones from the lowest note to the highest; 0 without notes."""
+    """Return the semitones from the lowest note to the highest; 0 without notes."""
     return float(np.ptp(notes.pitch)) if len(notes) else 0.0
 
 
 def density(notes: Notes) -> float:
-    """Notes per second, from the first start to the last end; 0 without notes."""
+    """Return the notes per second, from the first start to the last end; 0 without notes."""
     return len(notes) / (notes.seconds - float(notes.start[0])) if len(notes) else 0.0
 
 

@@ -1,8 +1,8 @@
-"""MIDI files to notes and back.
+"""Conversion between MIDI files and notes.
 
-`quintet.piano.midi_repair` passes over what a reader stumbles on. Then symusic reads a file of one voice, which is what
-a recorded performance is. It tells neither the channel of a note, so what a pedal in another track holds, nor that the
-end of a note is lost; mido reads all other files, much slower.
+`quintet.piano.midi_repair` drops what readers cannot handle. Then symusic reads files of one voice, such as recorded
+performances. It reports neither the channel of a note, which decides which pedal holds it, nor a missing end of a note,
+so mido reads all other files, which is much slower.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from quintet.piano.notes import Notes, held, joined, notes, pedal, seconds_at, s
 Tracks = Literal["piano", "all"] | Sequence[str | int]
 Source = str | os.PathLike[str] | bytes
 _Stroke = tuple[int, int, int]  # tick, velocity (0 releases) and program
-_END_ALL = -1  # in the place of a velocity
+_END_ALL = -1  # instead of a velocity
 
 DRUMS = 9
 """The channel of the drums in General MIDI, counted from 0."""
 _PIANOS = range(8)  # programs of General MIDI, counted from 0
 _PEDAL, _SOUND_OFF, _RESET = 64, 120, 121  # controllers
-_QUARTER = 500_000  # microseconds, where no tempo is given
+_QUARTER = 500_000  # microseconds, the default tempo
 _TICKS, _WRITTEN = 480, 2 * 480  # ticks of a quarter note and of a second in files that we write
 
 
 class MissingTrack(UserError):
-    """A file without a track that is asked for."""
+    """The file lacks a requested track."""
 
 
 @dataclass(frozen=True)
 class _Voice:
     """Notes of one track, channel and program: int64 [notes, 4] of start and end in ticks, pitch, velocity.
 
-    ``name`` is in whatever charset the file was written.
+    ``name`` is in the unknown charset of the file.
     """
 
     track: int
@@ -57,9 +57,9 @@ class _Voice:
 
 @dataclass(frozen=True)
 class _File:
-    """A file: its clock (ticks of a quarter note; tempos int64 [changes, 2] of tick and microseconds of a
-    quarter note), its voices, for each channel the values of its pedal, int64 [values, 2] of tick and value, and how
-    many notes have no end."""
+    """A file: its clock (ticks per quarter note; tempos, int64 [changes, 2] of tick and microseconds per quarter note),
+    its voices, the pedal of each channel, int64 [values, 2] of tick and value, and the number of notes without an
+    end."""
 
     quarter: int
     tempos: np.ndarray
@@ -75,22 +75,22 @@ def read_midi(
     faults: Counter[str] | None = None,
     name: str = "MIDI data",
 ) -> Notes:
-    """The notes of a MIDI file, or of its bytes, by the file's tempo map. ``name`` is what messages call bytes.
+    """Return the notes of a MIDI file, or of its bytes, by the file's tempo map. ``name`` is the name of bytes in
+    errors.
 
-    ``tracks``: ``"piano"`` for what a piano plays (programs 0 to 7, and where no program was chosen), or all where no
-    track has such a program; ``"all"``; or names of tracks, in any charset, and their numbers, counted from 0 as they
-    stand in the file. Drums are never among them.
+    ``tracks`` is ``"piano"`` for tracks with a piano's program (0 to 7) or without a program, or for all tracks if none
+    has such a program; ``"all"``; or names of tracks, in any charset, or their numbers, counted from 0 in the order of
+    the file. Drums are always excluded.
 
     A note lasts until its key is released or struck again, or until a mode message (controllers 120, 123 to 127) ends
-    all notes of its channel. Of keys struck several times in a tick, each release ends one, and the last release ends
-    all that are left. A note without an end is left out; one that ends where it starts lasts for a tick. With
-    ``sustain`` a note lasts as long as it sounds, by the pedal of its channel, and no pitch overlaps itself; what a
-    pedal holds that is never released ends with the last key of the file.
+    all notes of its channel. If a key is struck several times in a tick, each release ends one note, and the last
+    release ends all of them. A note without an end is dropped; a note that ends at its start lasts one tick. With
+    ``sustain`` a note lasts as long as the pedal of its channel lets it sound, and no pitch overlaps itself; a pedal
+    that is never released comes up with the last key of the file.
 
-    ``faults`` counts what was passed over, by `quintet.piano.midi_repair.FAULTS`.
+    ``faults`` counts what was dropped, by `quintet.piano.midi_repair.FAULTS`.
 
-    Raises UserError, with the file and the reason, where nothing can be read, and MissingTrack where a track is not in
-    it.
+    Raises UserError, with the file and the reason, if nothing can be read, and MissingTrack if a track does not exist.
     """
     name, data = (name, source) if isinstance(source, bytes) else _content(source)
     file = _read(name, data, isinstance(tracks, str), Counter() if faults is None else faults)
@@ -109,15 +109,15 @@ def read_midi(
 
 
 def faults_line(faults: Counter[str]) -> str:
-    """Say what was passed over in a file; nothing where nothing was."""
+    """Describe what was dropped from a file; empty if nothing was."""
     return "; ".join(f"{count:,} × {FAULTS[fault]}" for fault, count in sorted(faults.items()))
 
 
 def midi_bytes(table: Notes) -> bytes:
-    """The notes as a MIDI file of one piano track: 480 ticks to a quarter note, 120 quarter notes a minute.
+    """Return the notes as a MIDI file of one piano track: 480 ticks per quarter note, 120 quarter notes per minute.
 
-    Times are within 0.53 ms. A note lasts for at least a tick (1.04 ms), a velocity is at least 1 (0 is the end of a
-    note in MIDI), and a note ends where its pitch is struck again, as a channel cannot say otherwise.
+    Times are exact to 0.53 ms. A note lasts at least one tick (1.04 ms), a velocity is at least 1 (in MIDI 0 ends a
+    note), and a note ends when its pitch is struck again, because a channel cannot express overlaps.
     """
     symusic, _ = _libraries()
     table = separated(table)
@@ -138,13 +138,13 @@ def write_midi(table: Notes, path: str | os.PathLike[str]) -> None:
 
 
 def _libraries() -> tuple[Any, Any]:
-    """symusic and mido."""
-    what = "reading and writing MIDI"
-    return require("symusic", "piano", what), require("mido", "piano", what)
+    """Return symusic and mido."""
+    purpose = "reading and writing MIDI"
+    return require("symusic", "piano", purpose), require("mido", "piano", purpose)
 
 
 def _content(file: str | os.PathLike[str]) -> tuple[str, bytes]:
-    """The name and the bytes of a file."""
+    """Return the name and the bytes of a file."""
     try:
         return os.fspath(file), Path(file).read_bytes()
     except OSError as error:
@@ -152,7 +152,7 @@ def _content(file: str | os.PathLike[str]) -> tuple[str, bytes]:
 
 
 def _read(name: str, data: bytes, simple: bool, faults: Counter[str]) -> _File:
-    """The file by the fast reader if that is enough, else by the other."""
+    """Read the file with symusic if it has one voice, otherwise with mido."""
     symusic, mido = _libraries()
     try:
         valid = repaired(data)
@@ -173,10 +173,10 @@ def _one_voice(score: Any) -> _File:
     voices: list[_Voice] = []
     pedals: dict[int, np.ndarray] = {}
     for track in score.tracks:
-        found, values = track.notes.numpy(), track.controls.numpy()
+        played, values = track.notes.numpy(), track.controls.numpy()
         channel = DRUMS if track.is_drum else 0
-        start, length = found["time"].astype(np.int64), found["duration"].astype(np.int64)
-        columns = (start, start + np.maximum(length, 1), found["pitch"], found["velocity"])
+        start, length = played["time"].astype(np.int64), played["duration"].astype(np.int64)
+        columns = (start, start + np.maximum(length, 1), played["pitch"], played["velocity"])
         voices.append(_Voice(0, b"", channel, track.program, np.stack(columns, axis=1)))
         columns = [values[name].astype(np.int64) for name in ("time", "number", "value")]
         pedals[channel] = _pedal_values(np.stack(columns, axis=1))
@@ -185,7 +185,8 @@ def _one_voice(score: Any) -> _File:
 
 
 def _any_voices(file: Any) -> _File:
-    """All tracks of a `mido.MidiFile` in the order of time, as a program or a pedal holds for its channel in each."""
+    """Read all tracks of a `mido.MidiFile` in the order of time, because programs and pedals apply to all tracks of
+    their channel."""
     names: list[bytes] = [track.name.encode("latin-1") for track in file.tracks]
     tempos: list[tuple[int, int]] = []
     programs: dict[int, int] = defaultdict(int)  # by channel
@@ -225,18 +226,19 @@ def _any_voices(file: Any) -> _File:
 
 
 def _paired(strokes: list[_Stroke]) -> tuple[list[tuple[int, int, int, int]], int]:
-    """Start, velocity, program and end of each note of a key of one track and channel; and how many have no end.
+    """Return start, velocity, program and end of each note of one key, track and channel, and the number without an
+    end.
 
-    A release in the tick in which the key is struck again may stand after the stroke; it is that of the note before.
+    A release may come after the next stroke in the same tick; it then belongs to the note before.
     """
-    found: list[tuple[int, int, int, int]] = []
+    ended: list[tuple[int, int, int, int]] = []
     struck: list[_Stroke] = []
     released: int | None = None
     late = 0
     for tick, velocity, program in strokes:
         if velocity > 0:
             if struck and struck[0][0] < tick:  # struck again
-                found += [(*note, tick if released is None else released) for note in struck]
+                ended += [(*note, tick if released is None else released) for note in struck]
                 late, struck = len(struck), []
             elif not struck:
                 late = 0
@@ -246,16 +248,16 @@ def _paired(strokes: list[_Stroke]) -> tuple[list[tuple[int, int, int, int]], in
             late -= 1
         elif struck:
             count = len(struck) if velocity == _END_ALL else 1
-            found += [(*note, tick) for note in struck[:count]]
+            ended += [(*note, tick) for note in struck[:count]]
             struck, released = struck[count:], tick
     if released is not None:
-        found += [(*note, released) for note in struck]
+        ended += [(*note, released) for note in struck]
         struck = []
-    return found, len(struck)
+    return ended, len(struck)
 
 
 def _merged(file: Any) -> list[tuple[int, int, Any]]:
-    """Tick, number of the track and message of everything in a file, in the order of time, then of the tracks."""
+    """Return tick, track number and message of all events of a file, in the order of time, then of tracks."""
     events: list[tuple[int, int, Any]] = []
     for number, track in enumerate(file.tracks):
         tick = 0
@@ -266,18 +268,19 @@ def _merged(file: Any) -> list[tuple[int, int, Any]]:
 
 
 def _pedal_values(controls: np.ndarray) -> np.ndarray:
-    """Tick and value of the pedal, of int64 [values, 3] of tick, controller, value.
+    """Return tick and value of the pedal from ``controls``, int64 [values, 3] of tick, controller, value.
 
-    A reset of all controllers lets it go. All sound off silences what it holds; it is down again a tick later.
+    A reset of all controllers releases the pedal. "All sound off" silences the held notes; the pedal is down again a
+    tick later.
     """
-    ours = controls[np.isin(controls[:, 1], (_PEDAL, _RESET, _SOUND_OFF))]
-    number, value = ours[:, 1], np.where(ours[:, 1] == _PEDAL, ours[:, 2], 0)
+    relevant = controls[np.isin(controls[:, 1], (_PEDAL, _RESET, _SOUND_OFF))]
+    number, value = relevant[:, 1], np.where(relevant[:, 1] == _PEDAL, relevant[:, 2], 0)
     silenced = np.flatnonzero(number == _SOUND_OFF)
-    ticks: np.ndarray = ours[:, 0]
+    ticks: np.ndarray = relevant[:, 0]
     last = np.searchsorted(ticks, ticks[silenced], side="right") - 1  # of the same tick
-    told = np.maximum.accumulate(np.where(number == _SOUND_OFF, -1, np.arange(len(ours))))[last]
-    again = np.stack([ticks[silenced] + 1, np.where(told >= 0, value[told], 0)], axis=1)
-    table = np.concatenate([again, np.stack([ticks, value], axis=1)])
+    latest = np.maximum.accumulate(np.where(number == _SOUND_OFF, -1, np.arange(len(relevant))))[last]
+    restored = np.stack([ticks[silenced] + 1, np.where(latest >= 0, value[latest], 0)], axis=1)
+    table = np.concatenate([restored, np.stack([ticks, value], axis=1)])
     return table[np.argsort(table[:, 0], kind="stable")]
 
 
@@ -287,26 +290,27 @@ def _picked(voices: list[_Voice], tracks: Tracks, name: str) -> list[_Voice]:
     if tracks == "piano":
         return [voice for voice in voices if voice.program in _PIANOS and voice.channel != DRUMS] or voices
     numbers: set[int] = set()
-    for one in [tracks] if isinstance(tracks, str) else tracks:
-        found = _called(voices, one)
-        if not found:
+    for track in [tracks] if isinstance(tracks, str) else tracks:
+        matching = _matching_tracks(voices, track)
+        if not matching:
             have = ", ".join(dict.fromkeys(f"{voice.track} {_shown(voice.name)!r}" for voice in voices)) or "none"
-            raise MissingTrack(f"{name}: has no track {one!r} with notes; it has {have}")
-        numbers |= found
+            raise MissingTrack(f"{name}: has no track {track!r} with notes; it has {have}")
+        numbers |= matching
     return [voice for voice in voices if voice.track in numbers]
 
 
-def _called(voices: list[_Voice], one: str | int) -> set[int]:
-    """Numbers of the tracks of this number or name; a number may also be a name, and a name a number."""
-    by_number = {voice.track for voice in voices if str(voice.track) == str(one)}
+def _matching_tracks(voices: list[_Voice], track: str | int) -> set[int]:
+    """Return the numbers of the tracks of this number or name; an int can also be a name, and a text a number."""
+    by_number = {voice.track for voice in voices if str(voice.track) == str(track)}
     names = {voice.track: voice.name for voice in voices}
-    by_name = {track for track, name in names.items() if _shown(name) == _plain(str(one))}
-    by_name = by_name or {track for track, name in names.items() if _plain(str(one)) in _readings(name)}
-    return (by_number or by_name) if isinstance(one, int) else (by_name or by_number)
+    wanted = _plain(str(track))
+    by_name = {number for number, name in names.items() if _shown(name) == wanted}
+    by_name = by_name or {number for number, name in names.items() if wanted in _readings(name)}
+    return (by_number or by_name) if isinstance(track, int) else (by_name or by_number)
 
 
 def _shown(name: bytes) -> str:
-    """A name as UTF-8, or as Latin-1 where it is none."""
+    """Return a name as UTF-8, or as Latin-1 if it is no UTF-8."""
     try:
         return _plain(name.decode())
     except UnicodeDecodeError:
@@ -314,21 +318,21 @@ def _shown(name: bytes) -> str:
 
 
 def _readings(name: bytes) -> Iterator[str]:
-    """A name in every charset in which it can be read; a MIDI file does not say in which it was written."""
+    """Yield a name in each charset in which it can be read, because a MIDI file does not name its charset."""
     for charset in dict.fromkeys(aliases.values()):
         try:
             yield _plain(name.decode(charset))
-        except (ValueError, LookupError):  # not in this one, or no charset
+        except (ValueError, LookupError):  # cannot be read in it, or is no charset
             continue
 
 
 def _plain(name: str) -> str:
-    """A name without what surrounds it, and with each letter and its accents as one."""
+    """Strip a name and compose its letters with their accents."""
     return unicodedata.normalize("NFC", name.strip("\0\ufeff \t\r\n"))
 
 
 def _seconds(file: _File, tick: np.ndarray | int) -> Any:
-    """Return the seconds of these ticks, float64 of their shape."""
+    """Return the times of ``tick`` in seconds, float64 of its shape."""
     tempos = file.tempos[np.argsort(file.tempos[:, 0], kind="stable")]
     ticks, lengths = (np.concatenate([[first], tempos[:, i]]) for i, first in enumerate((0, _QUARTER)))
     return seconds_at(tick, ticks, lengths / 1e6 / file.quarter)

@@ -1,8 +1,8 @@
-"""MIDI files as programs write them, made valid before a library reads them.
+"""Repair of broken MIDI files before a library reads them.
 
-A pass over the bytes copies the messages that notes follow from (those of channels, tempos and names of tracks), leaves
-out all others, and counts what is broken. It interprets no message. It follows Standard MIDI Files 1.0 (RP-001) and
-MIDI 1.0; https://midi.org/specifications.
+A pass over the bytes copies the messages that notes depend on (those of channels, tempos and names of tracks), drops
+all others, and counts what is broken. It follows Standard MIDI Files 1.0 (RP-001) and MIDI 1.0;
+https://midi.org/specifications.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ FAULTS = {
     "midi_values": "values above 127: a velocity or a controller's value becomes 127, any other loses its message",
     WITHOUT_END: "notes that nothing ends",
 }
-"""Everything that is passed over, by the reason that it is counted under."""
+"""The descriptions of all faults, by the names under which they are counted."""
 
 
 class NotMidi(Exception):
-    """Bytes that hold no piece of music, and why."""
+    """The reason why bytes hold no piece of music."""
 
 
 @dataclass
 class _Findings:
-    """The findings of the pass over a file: faults by `FAULTS`, and how its keys are played."""
+    """The findings of a pass over a file: faults by `FAULTS`, and how its keys are played."""
 
     faults: Counter[str] = field(default_factory=Counter[str])
     channels: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])  # track and channel
     programs: int = 0
-    played: bool = False  # a message other than a program came
+    played: bool = False  # True after a message other than a program change
     down: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])  # channel and pitch
     clear: bool = True
 
     def hear(self, status: int, content: bytes) -> None:
-        """Take note of a valid message to a channel."""
+        """Record a valid message to a channel."""
         kind, channel = status >> 4, status & 15
         if kind == 0xC:
             self.programs += 1
@@ -82,8 +82,8 @@ class _Findings:
 class Repaired:
     """A valid file: ``data`` has a header of 6 bytes and the same tracks; ``faults`` counts by `FAULTS`.
 
-    ``one_voice``: one track plays, on one channel, with one program from its beginning, and every key comes up before
-    it is struck again, none by a mode message.
+    ``one_voice`` is True if only one track plays, on one channel, with one program from its start, and each key is
+    released before it is struck again, and not by a mode message.
     """
 
     data: bytes
@@ -92,37 +92,37 @@ class Repaired:
 
 
 def repaired(data: bytes) -> Repaired:
-    """A valid file with the messages of ``data`` that notes follow from.
+    """Return a valid file with the messages of ``data`` that notes depend on.
 
-    A division in frames of film becomes quarter notes of a second. Raises NotMidi where there is nothing to be read.
+    A division in frames of film becomes quarter notes of one second. Raises NotMidi if nothing can be read.
     """
-    found = _Findings()
-    data = _unwrapped(data, found.faults)
-    kind, count, division, first = _header(data, found.faults)
-    chunks = list(_chunks(data, first, found.faults))
+    findings = _Findings()
+    data = _unwrapped(data, findings.faults)
+    kind, count, division, first = _header(data, findings.faults)
+    chunks = list(_chunks(data, first, findings.faults))
     if not chunks:
         raise NotMidi("no track follows its header")
     if kind == 2 and len(chunks) > 1:
         raise NotMidi("it holds several pieces, one a track (type 2)")
-    found.faults["midi_track_count"] += count != len(chunks)
+    findings.faults["midi_track_count"] += count != len(chunks)
     quarter, tempo = _clock(division)
     tracks: list[bytes] = []
     for number, chunk in enumerate(chunks):
-        track = _messages(number, chunk, found, keep_tempos=tempo is None)
+        track = _messages(number, chunk, findings, keep_tempos=tempo is None)
         tracks.append((tempo or b"") + track if number == 0 else track)
     header = _HEADER + b"".join(value.to_bytes(size, "big") for value, size in _fields(len(tracks), quarter))
     body = b"".join(_TRACK + len(track).to_bytes(4, "big") + track for track in tracks)
-    one_voice = found.clear and not found.down and len(found.channels) <= 1 and found.programs <= 1
-    return Repaired(header + body, +found.faults, one_voice)
+    one_voice = findings.clear and not findings.down and len(findings.channels) <= 1 and findings.programs <= 1
+    return Repaired(header + body, +findings.faults, one_voice)
 
 
 def _fields(tracks: int, quarter: int) -> list[tuple[int, int]]:
-    """Values of a header and their sizes in bytes: length, type, number of tracks, division."""
+    """Return the values of a header and their sizes in bytes: length, type, number of tracks, division."""
     return [(6, 4), (1, 2), (tracks, 2), (quarter, 2)]
 
 
 def _unwrapped(data: bytes, faults: Counter[str]) -> bytes:
-    """The bytes from the header on; of a RIFF file, its data alone."""
+    """Return the bytes from the header on; of a RIFF file only its data."""
     begin = data.find(_HEADER)
     if len(data) - max(begin, 0) < 14:
         raise NotMidi("less than 14 bytes, which a header has")
@@ -135,7 +135,7 @@ def _unwrapped(data: bytes, faults: Counter[str]) -> bytes:
 
 
 def _header(data: bytes, faults: Counter[str]) -> tuple[int, int, int, int]:
-    """Type, number of tracks and division of a file, and where its first chunk begins."""
+    """Return type, number of tracks and division of a file, and the position of its first chunk."""
     length, *values = (int.from_bytes(data[at : at + size], "big") for at, size in ((4, 4), (8, 2), (10, 2), (12, 2)))
     first = 8 + length
     if length < 6 or not _follows(data, first):
@@ -145,7 +145,7 @@ def _header(data: bytes, faults: Counter[str]) -> tuple[int, int, int, int]:
 
 
 def _clock(division: int) -> tuple[int, bytes | None]:
-    """Ticks of a quarter note, and the one tempo event of a file that counts in frames of film."""
+    """Return the ticks per quarter note, and the only tempo event of a file that counts in frames of film."""
     if division == 0:
         raise NotMidi("a quarter note has no ticks")
     if division < 0x8000:
@@ -158,7 +158,7 @@ def _clock(division: int) -> tuple[int, bytes | None]:
 
 
 def _follows(data: bytes, at: int) -> bool:
-    """Return True if a chunk begins here that ends inside the file, or is a track."""
+    """Return True if a chunk starts here that is a track or ends inside the file."""
     if data[at : at + 4] == _TRACK:
         return True
     inside = at + 8 <= len(data) and at + 8 + int.from_bytes(data[at + 4 : at + 8], "big") <= len(data)
@@ -166,7 +166,7 @@ def _follows(data: bytes, at: int) -> bool:
 
 
 def _chunks(data: bytes, at: int, faults: Counter[str]) -> Iterator[bytes]:
-    """The events of each track, whatever stands between tracks."""
+    """Yield the events of each track; what is between tracks is skipped."""
     while at < len(data):
         begin = at + 8
         end = begin + int.from_bytes(data[at + 4 : begin], "big")
@@ -185,9 +185,9 @@ def _chunks(data: bytes, at: int, faults: Counter[str]) -> Iterator[bytes]:
         at = end
 
 
-def _messages(number: int, chunk: bytes, found: _Findings, keep_tempos: bool) -> bytes:
-    """The events of a track that notes follow from, each with its status."""
-    out, faults = bytearray(), found.faults
+def _messages(number: int, chunk: bytes, findings: _Findings, keep_tempos: bool) -> bytes:
+    """Return the events of a track that notes depend on, each with its status."""
+    out, faults = bytearray(), findings.faults
     tick = wait = end = 0
     ended = False
     for delta, status, stale, content, stop in _events(chunk):
@@ -200,8 +200,8 @@ def _messages(number: int, chunk: bytes, found: _Findings, keep_tempos: bool) ->
         if not kept:
             continue
         if status < _SYSEX:
-            found.channels.add((number, status & 15))
-            found.hear(status, kept)
+            findings.channels.add((number, status & 15))
+            findings.hear(status, kept)
             faults["midi_running_status"] += stale
         while wait > _LONGEST:
             out += _variable(_LONGEST) + _NOTHING
@@ -217,9 +217,9 @@ def _messages(number: int, chunk: bytes, found: _Findings, keep_tempos: bool) ->
 
 
 def _events(chunk: bytes) -> Iterator[tuple[int, int, bool, bytes, int]]:
-    """Delta time, status, whether a meta event or exclusive message had ended the status, content, and where it ends.
+    """Yield delta time, status, True for a running status after a meta event or exclusive message, content, and end.
 
-    Of a meta event, the content is its type and its data. Stops where the bytes are cut off, or are no event.
+    The content of a meta event is its type and its data. The events end when the bytes are cut off or are no event.
     """
     at, size, running, stale = 0, len(chunk), 0, False
     while at < size:
@@ -255,7 +255,7 @@ def _events(chunk: bytes) -> Iterator[tuple[int, int, bool, bytes, int]]:
 
 
 def _number(chunk: bytes, at: int) -> tuple[int, int, bool]:
-    """A number of variable length, where it ends, and whether it does within its four bytes and the track."""
+    """Return a number of variable length, its end, and True if it ends within four bytes and the track."""
     value = 0
     for end, byte in enumerate(chunk[at : at + 4], start=at + 1):
         value = value << 7 | byte & 0x7F
@@ -265,7 +265,7 @@ def _number(chunk: bytes, at: int) -> tuple[int, int, bool]:
 
 
 def _variable(value: int) -> bytes:
-    """A number of variable length."""
+    """Return ``value`` as a number of variable length."""
     groups = [value & 0x7F]
     while value := value >> 7:
         groups.append(value & 0x7F | 0x80)
@@ -273,7 +273,7 @@ def _variable(value: int) -> bytes:
 
 
 def _channel(content: bytes, faults: Counter[str]) -> bytes:
-    """The values of a message to a channel, or nothing where it must be left out."""
+    """Return the values of a message to a channel; empty if the message must be dropped."""
     if content.isascii():
         return content
     faults["midi_values"] += 1
@@ -281,7 +281,7 @@ def _channel(content: bytes, faults: Counter[str]) -> bytes:
 
 
 def _other(status: int, content: bytes, faults: Counter[str], keep_tempos: bool) -> bytes:
-    """The rest of a meta event that notes follow from; nothing of any other."""
+    """Return the rest of a meta event that notes depend on; empty for other events."""
     meta: Any = require("mido.midifiles.meta", "piano", "a MIDI file")
     if status != _META:
         faults["midi_system_messages"] += status not in (_SYSEX, _ESCAPE)
@@ -293,7 +293,7 @@ def _other(status: int, content: bytes, faults: Counter[str], keep_tempos: bool)
         return bytes([kind, 3]) + data if keep_tempos else b""
     try:
         meta.build_meta_message(kind, data)
-    except Exception:  # mido raises whatever comes up
+    except Exception:  # mido raises many kinds
         faults["midi_meta_events"] += 1
     else:
         faults["midi_meta_events"] += kind == _TEMPO  # of another length, or 0

@@ -1,10 +1,10 @@
-"""Notes: what a performance is once the pedal is resolved into lengths; its pauses, its time, and its whole numbers.
+"""Notes of a performance, with the pedal resolved into lengths; their pauses, tempo maps and stored form.
 
-A string sounds until its damper falls: when the key is up and the pedal is up, or when the key is struck again.
+A string sounds until its damper falls: when both key and pedal are up, or when the key is struck again.
 
-A token store keeps notes as whole numbers below 65,536, exact to a ten-thousandth of a second. A piece is two numbers
-that say of what it is (data set and composer, see `quintet.piano.context`), then six for each note: pitch, velocity,
-start and end, the last two in units of 0.1 ms as high and low halves.
+A token store holds notes as integers below 65,536, with times exact to 0.1 ms. A piece is two numbers for its data set
+and composer (see `quintet.piano.context`), then six numbers per note: pitch, velocity, start and end, the last two in
+units of 0.1 ms as high and low halves.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quintet.errors import UserError
 LOWEST, HIGHEST = 21, 108
 """The keys of a piano as MIDI pitches."""
 DOWN = 64
-"""From this value of controller 64 on, a pedal is down (MIDI 1.0, table of controllers)."""
+"""The smallest value of controller 64 with which a pedal is down (MIDI 1.0, table of controllers)."""
 HEADER = 2
 PER_NOTE = 6
 NUMBERS = 1 << 16
@@ -53,29 +53,29 @@ class Notes:
         return len(self.pitch)
 
     def __getitem__(self, which: slice | np.ndarray) -> Notes:
-        """Some of the notes: a slice, a mask, bool [notes], or indices in ascending order, int64 [chosen]."""
+        """Return some of the notes, by a slice, a mask, bool [notes], or ascending indices, int64 [chosen]."""
         return Notes(self.pitch[which], self.velocity[which], self.start[which], self.end[which])
 
     @property
     def seconds(self) -> float:
-        """The time at which the last note ends; 0 where there is none."""
+        """The end of the last note; 0 without notes."""
         return float(self.end.max()) if len(self) else 0.0
 
     def moved(self, seconds: float) -> Notes:
-        """The same notes so much later."""
+        """Return the notes moved by ``seconds``."""
         return Notes(self.pitch, self.velocity, self.start + seconds, self.end + seconds)
 
     def faster(self, factor: float) -> Notes:
-        """The same notes, ``factor`` times as fast."""
+        """Return the notes, ``factor`` times as fast."""
         return Notes(self.pitch, self.velocity, self.start / factor, self.end / factor)
 
     def transposed(self, semitones: int) -> Notes:
-        """The same notes, so much higher."""
+        """Return the notes transposed by ``semitones``."""
         return Notes(self.pitch + semitones, self.velocity, self.start, self.end)
 
 
 def notes(pitch: np.ndarray, velocity: np.ndarray, start: np.ndarray, end: np.ndarray) -> Notes:
-    """A table of these notes in their order; each argument is [notes] of any dtype."""
+    """Build a sorted table of notes; each argument is [notes] of any dtype."""
     order = np.lexsort((end, pitch, start))
     return Notes(
         np.asarray(pitch, dtype=np.int64)[order],
@@ -86,7 +86,7 @@ def notes(pitch: np.ndarray, velocity: np.ndarray, start: np.ndarray, end: np.nd
 
 
 def joined(*tables: Notes) -> Notes:
-    """All notes of several tables as one."""
+    """Merge the notes of several tables."""
     parts = [[getattr(table, name) for table in tables] for name in ("pitch", "velocity", "start", "end")]
     return notes(*(np.concatenate(part) if part else np.empty(0) for part in parts))
 
@@ -94,8 +94,8 @@ def joined(*tables: Notes) -> Notes:
 def split_at_pauses(piece: Notes, threshold: float) -> list[Notes]:
     """Return the parts of a piece between silences of more than ``threshold`` seconds, in their order.
 
-    A silence lasts from the latest end of all notes before it to the next start. Every note is in exactly one part,
-    those after the last silence too. Times stay as they are; ``part.moved(-part.start[0])`` lets a part begin at 0.
+    A silence lasts from the latest end of all notes before it to the next start. Each note is in exactly one part.
+    Times stay as they are; ``part.moved(-part.start[0])`` starts at 0.
     """
     sounding = np.maximum.accumulate(piece.end)
     cuts = np.flatnonzero(piece.start[1:] - sounding[:-1] > threshold) + 1
@@ -104,10 +104,10 @@ def split_at_pauses(piece: Notes, threshold: float) -> list[Notes]:
 
 
 def seconds_at(position: np.ndarray | float, change: np.ndarray, length: np.ndarray) -> Any:
-    """Return when ``position``, [...], is by the tempo map, float64 [...], in a piece that begins at position 0.
+    """Convert ``position``, [...], to seconds by the tempo map, float64 [...], in a piece that starts at position 0.
 
     From ``change[i]`` on, a unit of position lasts ``length[i]`` seconds, both [changes]; ``change`` is ascending and
-    begins with 0. Of several changes at one position the last holds.
+    starts with 0. Of several changes at one position the last one counts.
 
     >>> seconds_at(3.0, np.array([0, 2]), np.array([0.5, 1.0])).item()
     2.0
@@ -126,10 +126,9 @@ class Pedal:
 
 
 def pedal(time: np.ndarray, value: np.ndarray, last: float) -> Pedal:
-    """The presses that values of the controller make, in the order of ``time``, in seconds.
+    """Return the presses of the pedal from its controller's values, in the order of ``time``, in seconds.
 
-    ``time`` and ``value`` are [values] of any dtype. A pedal that is never released is released at ``last``. Values
-    that repeat what is, change nothing.
+    ``time`` and ``value`` are [values] of any dtype. A pedal that is never released comes up at ``last``.
     """
     down = np.asarray(value) >= DOWN
     changes = np.flatnonzero(down != np.concatenate([[False], down[:-1]]))
@@ -140,9 +139,9 @@ def pedal(time: np.ndarray, value: np.ndarray, last: float) -> Pedal:
 
 
 def held(played: Notes, pedal: Pedal) -> Notes:
-    """The notes until the pedal comes up, also where they are struck again before.
+    """Lengthen notes until the pedal comes up, even if they are struck again before.
 
-    A pedal pressed in the instant of the release still holds the note.
+    A pedal that is pressed at the time of the release still holds the note.
     """
     press = np.searchsorted(pedal.down, played.end, side="right") - 1
     release = np.append(pedal.up, 0.0)[press]  # before the first press: index -1, released at 0
@@ -150,9 +149,9 @@ def held(played: Notes, pedal: Pedal) -> Notes:
 
 
 def separated(table: Notes) -> Notes:
-    """The notes with each pitch sounding once at a time: a note ends where its pitch is struck again.
+    """Shorten notes so that each pitch sounds once at a time: a note ends when its pitch is struck again.
 
-    Of several notes of a pitch with the same start, one is kept, with the largest velocity and the last end.
+    Notes with the same pitch and start become one, with the largest velocity and the last end.
     """
     order = np.lexsort((table.start, table.pitch))
     pitch, start = table.pitch[order], table.start[order]
@@ -164,15 +163,15 @@ def separated(table: Notes) -> Notes:
     velocity = np.maximum.reduceat(table.velocity[order], first)
     end = np.maximum.reduceat(table.end[order], first)
     pitch, start = pitch[first], start[first]
-    again = np.flatnonzero(pitch[1:] == pitch[:-1])
-    end[again] = np.minimum(end[again], start[again + 1])
+    repeated = np.flatnonzero(pitch[1:] == pitch[:-1])
+    end[repeated] = np.minimum(end[repeated], start[repeated + 1])
     return notes(pitch, velocity, start, end)
 
 
 def to_numbers(notes: Notes, dataset: int, composer: int) -> np.ndarray:
-    """``notes`` of a piece as uint16 [2 + 6 · notes]; each is at least one unit long.
+    """Return ``notes`` of a piece as uint16 [2 + 6 · notes]; each note is at least one unit long.
 
-    Raises UserError for times that do not fit: before 0, or after 119 hours.
+    Raises UserError for times before 0 or after 119 hours.
     """
     start = np.rint(notes.start / UNIT).astype(np.int64)
     end = np.maximum(np.rint(notes.end / UNIT).astype(np.int64), start + 1)
@@ -183,7 +182,7 @@ def to_numbers(notes: Notes, dataset: int, composer: int) -> np.ndarray:
 
 
 def from_numbers(numbers: np.ndarray) -> Notes:
-    """The notes of ``numbers``, uint16 [6 · notes], without the two that begin a piece."""
+    """Return the notes of ``numbers``, uint16 [6 · notes], without the two numbers at the start of a piece."""
     table = np.asarray(numbers, dtype=np.int64).reshape(-1, PER_NOTE)
     start = ((table[:, 2] << 16) + table[:, 3]) * UNIT
     end = ((table[:, 4] << 16) + table[:, 5]) * UNIT

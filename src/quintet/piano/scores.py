@@ -1,6 +1,6 @@
-"""Scores that come with music21, as notes: music without a download.
+"""Notes of the scores that come with music21: music without a download.
 
-They are written music: every note has the same velocity, and time follows the score's tempo marks.
+All notes of a score have the same velocity, and time follows its tempo marks.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from quintet.libraries import require
 from quintet.piano.notes import Notes, notes, seconds_at, separated
 
 VELOCITY = 80
-_RECIPE = "2"  # to be raised when the same scores give other notes than before
-_BPM = 120  # quarter notes a minute where a score does not say
+_RECIPE = "2"  # raise it when the same scores give different notes
+_BPM = 120  # quarter notes per minute, the default
 KEYBOARD = (
     "bach/bwv*",
     "chopin/*",
@@ -31,7 +31,7 @@ KEYBOARD = (
     "schoenberg/opus19/*",
     "schumann_clara/polonaise*",
 )
-"""Works that two hands play: Bach's chorales in four parts, and the few works for a keyboard."""
+"""Works that two hands can play: Bach's chorales in four parts, and the few works for keyboard."""
 _COMPOSERS = {
     "bach": "Johann Sebastian Bach",
     "chopin": "Frédéric Chopin",
@@ -55,30 +55,31 @@ class CorpusScore:
 
 @cache
 def scores(patterns: tuple[str, ...] = KEYBOARD) -> tuple[CorpusScore, ...]:
-    """The scores whose names match one of the patterns (`*` matches `/` too), in the order of their names.
+    """Return the scores whose names match one of the patterns (`*` matches `/` too), in the order of their names.
 
-    Another edition of the same work (``bwv112.5-sc`` beside ``bwv112.5``; Humdrum beside MusicXML) is left out. Raises
-    UserError where no name matches.
+    Of several editions of a work (``bwv112.5-sc`` and ``bwv112.5``; Humdrum and MusicXML) only one is included. Raises
+    UserError if no name matches.
     """
     root = Path(_music21().__file__).parent / "corpus"
     files = [path for path in root.rglob("*") if path.suffix in _SCORES]
-    found: dict[str, CorpusScore] = {}
+    by_work: dict[str, CorpusScore] = {}
     for path in sorted(files, key=lambda path: (len(path.stem), _SCORES.index(path.suffix), path)):
         name = path.relative_to(root).with_suffix("").as_posix()
         if any(fnmatchcase(name, pattern) for pattern in patterns):
             folder = name.split("/")[0]
-            found.setdefault(
+            by_work.setdefault(
                 name.split("-")[0], CorpusScore(name, path, _COMPOSERS.get(folder, folder.replace("_", " ")))
             )
-    if not found:
+    if not by_work:
         raise UserError(f"music21: no score of its corpus matches {', '.join(patterns)}; try 'bach/*'")
-    return tuple(sorted(found.values(), key=lambda score: score.name))
+    return tuple(sorted(by_work.values(), key=lambda score: score.name))
 
 
 def read_score(score: CorpusScore, cache_dir: str | os.PathLike[str] | None = None) -> Notes:
-    """The notes of a score: ties joined, transposing instruments as they sound, repeats played once, no grace notes.
+    """Return the notes of a score: tied notes joined, instruments at sounding pitch, repeats played once, no grace
+    notes.
 
-    With ``cache_dir``, they are kept there by version of music21 and recipe, and read back next time.
+    With ``cache_dir``, they are stored there by version of music21 and recipe, and read from there the next time.
     """
     if cache_dir is None:
         return _read(score)
@@ -110,16 +111,16 @@ def _read(score: CorpusScore) -> Notes:
 
 
 def _joined(staves: list[Any]) -> list[list[float]]:
-    """Pitch, velocity, start and end in quarter notes of each note of a part's staves, tied notes as one.
+    """Return pitch, velocity, start and end in quarter notes of each note of a part's staves, with tied notes joined.
 
-    music21's own stripTies joins a chord only with a chord of the same notes, and none with one on another staff.
+    music21's stripTies joins a chord only with a chord of the same notes, and only on the same staff.
     """
     rows: list[list[float]] = []
     tied: dict[tuple[int, float], list[list[float]]] = defaultdict(list)  # by pitch and the position where the tie ends
     elements = [(float(element.offset), element) for staff in staves for element in staff.flatten().notes]
-    for offset, element in sorted(elements, key=lambda one: one[0]):
+    for offset, element in sorted(elements, key=lambda pair: pair[0]):
         start, end = round(offset, 6), round(offset + float(element.quarterLength), 6)
-        if "Harmony" in element.classes or end == start:  # the name of a chord, not played; a grace note
+        if "Harmony" in element.classes or end == start:  # a chord symbol or a grace note
             continue
         heads = element.notes if element.isChord else [element]
         for pitch, tie in [(pitch.midi, head.tie.type if head.tie else "") for head in heads for pitch in head.pitches]:
@@ -135,7 +136,8 @@ def _joined(staves: list[Any]) -> list[list[float]]:
 
 
 def _tempos(piece: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The quarter notes at which the tempo changes, and the seconds of a quarter from there on: float64 [changes]."""
+    """Return the positions of tempo changes, in quarter notes, and the seconds per quarter after each: float64
+    [changes]."""
     marks = [(float(begin), 60 / (mark.getQuarterBPM() or _BPM)) for begin, _, mark in piece.metronomeMarkBoundaries()]
     changes, lengths = np.array([(0.0, 60 / _BPM), *marks]).T
     return changes, lengths

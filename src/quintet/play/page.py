@@ -1,4 +1,4 @@
-"""The page itself: a script that Streamlit runs from the top whenever something on it is changed.
+"""The page: a script that Streamlit runs from the top after each change of a widget.
 
 Its arguments are the run and the checkpoint. Start it with `quintet play RUN`.
 """
@@ -21,13 +21,13 @@ from quintet.play.player import COMPOSER_NAMES, DATASET_NAMES, GO_ON, MusicPiece
 
 _OF_THE_PIECE = "as the piece says"
 _UPLOAD = "my own MIDI file"
-_PART = 30.0  # seconds of a piece that are taken when nothing is chosen
-_KEPT = "played"  # where the last answer is kept while other things are changed
+_PART = 30.0  # seconds of a piece, by default
+_KEPT = "played"  # the key of the last answer in the session's state
 _SCORES = {"note_f1": "note F1", "note_offset_velocity_f1": "with end and velocity", "sounding_f1": "sounding F1"}
 
 
 def page(model: Player) -> None:
-    """Everything, from the title to the downloads."""
+    """Show the whole page, from the title to the downloads."""
     st.title(_plain(f"Play with {Path(model.trained.name).name}"))
     with st.sidebar:
         settings = _settings()
@@ -59,16 +59,16 @@ def _settings() -> GenerationSettings:
 
 
 def _context() -> tuple[str | None, str | None]:
-    """Composer and data set where others than the piece's are asked for."""
+    """Return the chosen composer and data set, None for those of the piece."""
     st.header("In whose manner")
     composers = sorted(name for name in COMPOSER_NAMES if name != surname(UNKNOWN_COMPOSER))
     composer = st.selectbox("Composer", [_OF_THE_PIECE, surname(UNKNOWN_COMPOSER), *composers], key="composer")
     dataset = st.selectbox("Data set", [_OF_THE_PIECE, *DATASET_NAMES], key="dataset")
-    return tuple(None if one == _OF_THE_PIECE else one for one in (composer, dataset))  # pyright: ignore
+    return tuple(None if choice == _OF_THE_PIECE else choice for choice in (composer, dataset))  # pyright: ignore
 
 
 def _piece(model: Player) -> MusicPiece | None:
-    """The chosen piece; what is wrong with an uploaded one stands on the page."""
+    """Return the chosen piece, or None; problems of an uploaded file are shown on the page."""
     pieces = {piece.name: piece for piece in model.held_out}
     source = _UPLOAD
     if pieces:
@@ -90,14 +90,14 @@ def _piece(model: Player) -> MusicPiece | None:
 
 
 def _part(piece: MusicPiece) -> tuple[float, float]:
-    """Begin and end of what is taken of the piece, in seconds."""
+    """Return start and end of the chosen part of the piece, in seconds."""
     length = round(piece.notes.seconds + 0.05, 1)
     start = (0.0, min(length, _PART))
     return st.slider("Part of the piece (seconds)", 0.0, length, start, 0.1, key=f"part of {piece.name}")
 
 
 def _task(model: Player) -> tuple[str, bool]:
-    """Return what is asked of the model, and True if its notes are to be taken out of the piece first."""
+    """Return the chosen task, and True if its notes are to be removed from the piece first."""
     choice = st.selectbox(
         "What to write",
         model.choices,
@@ -148,7 +148,7 @@ def _show(played: Played) -> None:
         ),
         strict=True,
     ):
-        # Without "ignore" a click would run the page anew.
+        # Without "ignore" a click would run the page again.
         column.download_button(label, data, file, on_click="ignore")
 
 
@@ -162,7 +162,7 @@ def _refuse(error: UserError) -> None:
 
 
 def _plain(text: str) -> str:
-    """``text`` such that Markdown shows it as it is; names of files hold all kinds of signs."""
+    """Escape ``text`` for Markdown, because names of files contain all kinds of characters."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
 
 

@@ -1,4 +1,4 @@
-"""The work of the page, without the page: pieces to choose from, a model's answer as picture, sound and MIDI."""
+"""The logic of the page without its widgets: pieces to choose from, and a model's answer as picture, sound and MIDI."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from quintet.randomness import key
 from quintet.train.trained import TrainedRun, load_writer
 
 GO_ON = "go on"
-"""The choice of a person who asks for no task but for what comes after the piece."""
+"""The choice of a continuation instead of a task."""
 _HELD_OUT = 12  # pieces to choose from
 
 COMPOSER_NAMES = tuple(surname(token) for token in COMPOSERS)
@@ -37,10 +37,8 @@ DATASET_NAMES = tuple(token[1:-1] for token in DATASETS)
 
 @dataclass(frozen=True)
 class MusicPiece:
-    """A piece of music under a name. ``about`` says data set and composer, as `context_tokens` reads them.
-
-    ``passed_over`` says what was passed over in its file.
-    """
+    """A named piece of music. ``about`` has its data set and composer, for `context_tokens`; ``passed_over`` describes
+    what was dropped from its file."""
 
     name: str
     notes: Notes
@@ -48,17 +46,18 @@ class MusicPiece:
     passed_over: str = ""
 
     def part(self, begin: float, end: float) -> Notes:
-        """The notes that start from ``begin`` to before ``end``, in seconds, moved so that the first starts at 0."""
+        """Return the notes that start from ``begin`` to before ``end``, in seconds, moved so that the first starts at
+        0."""
         chosen = self.notes[(self.notes.start >= begin) & (self.notes.start < end)]
         return chosen.moved(-float(chosen.start[0])) if len(chosen) else chosen
 
 
 @dataclass(frozen=True)
 class Played:
-    """The result: a sentence, a picture (PNG), a sound (WAV), and MIDI files of the whole and of the answer.
+    """The result: a sentence, a picture (PNG), a sound (WAV), and MIDI files of the whole piece and of the answer.
 
-    In the whole, what the model was given begins after ``begin`` seconds. ``scores`` are the metrics between the answer
-    and the notes that were hidden, where some were and the model was given all others.
+    In the whole piece, the model's prompt starts after ``begin`` seconds. ``scores`` are the metrics between the answer
+    and the hidden notes, or None if nothing was hidden or the model did not read all other notes.
     """
 
     title: str
@@ -73,17 +72,17 @@ class Played:
 
 @dataclass(frozen=True)
 class Player:
-    """A model of piano music, the tasks that it was trained on, and pieces that were held out from it."""
+    """A model of piano music, the tasks that it was trained on, and pieces that were held out."""
 
     trained: LanguageModel
     tasks: tuple[Task, ...]
     held_out: tuple[MusicPiece, ...]
-    # Pages of several people share the model; its mode and the threads of torch are for one at a time.
+    # Several browsers share the model, but only one at a time can use it and the threads of torch.
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def choices(self) -> list[str]:
-        """The choices: going on, and the model's tasks, or common ones where it has learnt none."""
+        """The choices: a continuation, and the model's tasks, or the default tasks if it was trained on none."""
         return [GO_ON, *(task.name for task in self.tasks or DEFAULT_TASKS)]
 
     def play(
@@ -95,11 +94,11 @@ class Player:
         about: Mapping[str, Any],
         hide: bool = False,
     ) -> Played:
-        """Return what the model writes for ``notes``: after them, or as the answer to the task that ``choice`` names.
+        """Return the model's continuation of ``notes``, or its answer to the task that ``choice`` names.
 
-        With ``hide``, ``notes`` are a whole piece: the notes that the task asks for are taken out of it first. What
-        that draws at random follows from the seed of ``settings``. Raises UserError for an unknown task, and when
-        there is nothing to go on from or nothing to hide.
+        With ``hide``, ``notes`` are a whole piece, from which the notes that the task asks for are removed first;
+        random choices depend on the seed of ``settings``. Raises UserError for an unknown task, and if there is nothing
+        to continue or to hide.
         """
         if not len(notes):
             raise UserError("no note starts in the chosen part; choose a longer one")
@@ -124,7 +123,7 @@ class Player:
 
 @cache
 def player(run: str, checkpoint: str) -> Player:
-    """The model of ``run`` for a page, read once in a process.
+    """Load the model of ``run`` for a page, once per process.
 
     Raises UserError as `load_writer` does, and for a model of text.
     """
@@ -139,9 +138,9 @@ def player(run: str, checkpoint: str) -> Player:
 
 
 def uploaded(name: str, data: bytes) -> MusicPiece:
-    """The piece in an uploaded file; its composer is looked for in the file's name, as for a folder of MIDI files.
+    """Return the piece in an uploaded file, with the composer in the file's name, as for a folder of MIDI files.
 
-    Raises UserError, with the file's name, where it is no MIDI file or has no notes.
+    Raises UserError, with the file's name, if it is no MIDI file or has no notes.
     """
     faults: Counter[str] = Counter()
     notes = read_midi(data, faults=faults, name=name)
@@ -151,17 +150,17 @@ def uploaded(name: str, data: bytes) -> MusicPiece:
 
 
 def _held_out(run: TrainedRun) -> tuple[MusicPiece, ...]:
-    """Some pieces of the run's validation set, spread evenly over it; none where its data are not there any more."""
+    """Return some pieces, spread evenly over the run's validation set; none if its data no longer exist."""
     prepared = find_prepared(run.config)
     if prepared is None or prepared.validation is None:
         return ()
-    found: list[tuple[MusicPieces, int]] = []
+    candidates: list[tuple[MusicPieces, int]] = []
     for stream in prepared.validation.source_samples:
         if isinstance(stream, NoteSamples):
-            found += [(stream.pieces, index) for index in range(len(stream.pieces.counts))]
+            candidates += [(stream.pieces, index) for index in range(len(stream.pieces.counts))]
     chosen: list[MusicPiece] = []
-    for number in range(min(_HELD_OUT, len(found))):
-        pieces, index = found[number * len(found) // min(_HELD_OUT, len(found))]
+    for number in range(min(_HELD_OUT, len(candidates))):
+        pieces, index = candidates[number * len(candidates) // min(_HELD_OUT, len(candidates))]
         notes = pieces.read(index, 0, int(pieces.counts[index]))
         dataset, composer = pieces.context(index)
         about = {"dataset": dataset[1:-1], "composer": surname(composer)}

@@ -1,1 +1,1 @@
-"""Tokenizers turn notes into ids: one class a kind, named in the table of `quintet.tokenize.registry`."""
+"""Tokenizers of notes, one class per kind, in the table of `quintet.tokenize.registry`."""

@@ -1,4 +1,4 @@
-"""Tokenizers of notes: notes to ids and back, and texts that are names of tokens."""
+"""The protocol and a base class of tokenizers of notes, and functions that they share."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ Config = TypeVar("Config", bound=NoteTokenizerConfig)
 
 
 class NoteTokenizer(Tokenizer, Protocol):
-    """Notes to ids and back. As a `Tokenizer` it writes and reads the names of its tokens, with spaces between them."""
+    """A tokenizer of notes. As a `Tokenizer` of text it reads and writes the names of its tokens, separated by
+    spaces."""
 
     @property
     def pad_id(self) -> int:
-        """The id that fills what is left of a sample; it is no music."""
+        """The id that pads samples; it is no music."""
         ...
 
     @property
@@ -32,32 +33,33 @@ class NoteTokenizer(Tokenizer, Protocol):
         ...
 
     def names(self) -> list[str]:
-        """The name of each id: distinct words without spaces."""
+        """Return the name of each id: distinct words without spaces."""
         ...
 
     def special(self, name: str) -> int:
-        """The id of a special name. Raises UserError when there is none of that name."""
+        """Return the id of a special name. Raises UserError if there is none."""
         ...
 
     def with_special(self, names: Sequence[str]) -> NoteTokenizer:
-        """The same tokenizer with these names in the first free ids, in their order; those that it has are left out.
+        """Return the tokenizer with the new ones of ``names`` as its first free ids, in their order.
 
-        Raises UserError when there are more names than free ids.
+        Raises UserError if there are more names than free ids.
         """
         ...
 
     def encode_notes(self, notes: Notes) -> np.ndarray:
-        """Ids of a piece, uint32 [tokens]; time runs from 0, so a piece that begins later begins with silence.
+        """Return the ids of a piece, uint32 [tokens]; time runs from 0, so a piece that starts later starts with
+        silence.
 
-        Raises UserError for times before 0, and for pitches outside a piano where these are to be refused.
+        Raises UserError for times before 0, and for pitches outside a piano if the config refuses these.
         """
         ...
 
     def decode_notes(self, ids: Ids, *, close: bool = True) -> Notes:
-        """The notes of ``ids``, integers [tokens] of any value: nothing that a model may write is an error.
+        """Return the notes of ``ids``, integers [tokens] of any value: no output of a model is an error.
 
-        What makes no sense is passed over, and so are special ids and ids beyond the vocabulary. Notes that are never
-        ended end with the last id if ``close``, and are left out otherwise. A note that lasts no time is left out.
+        Ids that make no sense, special ids and ids beyond the vocabulary are ignored. Notes without an end last until
+        the last id if ``close``, and are dropped otherwise. A note of no length is dropped.
         """
         ...
 
@@ -70,9 +72,9 @@ def note_tokenizer(tokenizer: Tokenizer) -> NoteTokenizer:
 
 
 class NamedTokens(WordTokenizer):
-    """A base for note tokenizers: texts of the names of tokens, and special names.
+    """Base of tokenizers of notes: texts of token names, and special names.
 
-    ``names`` has one for each id, and ``special`` are those of them that are special, in the order of their ids.
+    ``names`` has a name for each id; ``special`` are the special names among them, in the order of their ids.
     """
 
     def __init__(self, names: Sequence[str], special: Sequence[str], pad_id: int, end_id: int) -> None:
@@ -80,8 +82,8 @@ class NamedTokens(WordTokenizer):
         self._names, self.special_names, self.pad_id = tuple(names), tuple(special), pad_id
         self._id_of = {name: token for token, name in enumerate(self._names)}
         if len(self._id_of) < self.vocab_size:
-            twice = next(name for token, name in enumerate(self._names) if self._id_of[name] != token)
-            raise UserError(f"tokenizer.names: {twice} is the name of another token already; choose another")
+            repeated = next(name for token, name in enumerate(self._names) if self._id_of[name] != token)
+            raise UserError(f"tokenizer.names: {repeated} is the name of another token already; choose another")
 
     def names(self) -> list[str]:
         return list(self._names)
@@ -92,7 +94,7 @@ class NamedTokens(WordTokenizer):
         return self._id_of[name]
 
     def _with(self, names: Sequence[str]) -> tuple[str, ...]:
-        """The special names that there are, and after them those of ``names`` that are new."""
+        """Return the special names, followed by the new ones of ``names``."""
         return tuple(dict.fromkeys((*self.special_names, *names)))
 
     def _words(self) -> tuple[str, ...]:
@@ -110,8 +112,8 @@ class NamedTokens(WordTokenizer):
 
 
 def described(folder: Path, description: dict[str, Any], kind: type[Config]) -> tuple[Config, tuple[str, ...]]:
-    """The config of class ``kind`` and the special names in the ``description`` of a tokenizer that follows from these
-    alone. Raises UserError when they are not there."""
+    """Return the config of class ``kind`` and the special names from the ``description`` of a saved tokenizer. Raises
+    UserError if they are missing or wrong."""
     try:
         return kind(**description["config"]), tuple(map(str, description["special"]))
     except (KeyError, TypeError, ValidationError):
@@ -119,22 +121,22 @@ def described(folder: Path, description: dict[str, Any], kind: type[Config]) -> 
 
 
 def on_piano(table: Notes, outside: str) -> Notes:
-    """The notes that a piano has. Raises UserError for others where ``outside`` is "refuse", and for times before 0."""
+    """Return the notes on a piano. Raises UserError for times before 0, and for others if ``outside`` is "refuse"."""
     if len(table) and table.start.min() < 0:
         raise UserError(f"notes: one starts at {table.start.min():g} seconds; move the piece, so that none is before 0")
-    there = (table.pitch >= LOWEST) & (table.pitch <= HIGHEST)
-    if there.all():
+    inside = (table.pitch >= LOWEST) & (table.pitch <= HIGHEST)
+    if inside.all():
         return table
     if outside == "refuse":
         raise UserError(
-            f"notes: {np.count_nonzero(~there)} of {len(table)} have a pitch that no piano has ({LOWEST} to "
-            f"{HIGHEST}), the first {int(table.pitch[~there][0])}; leave them out with tokenizer.outside: drop"
+            f"notes: {np.count_nonzero(~inside)} of {len(table)} have a pitch that no piano has ({LOWEST} to "
+            f"{HIGHEST}), the first {int(table.pitch[~inside][0])}; leave them out with tokenizer.outside: drop"
         )
-    return table[there]
+    return table[inside]
 
 
 def slots(special: Sequence[str], room: int) -> list[str]:
-    """Names of ``room`` ids: the special ones, then placeholders. Raises UserError when they do not fit."""
+    """Return names of ``room`` ids: special ones, then placeholders. Raises UserError if they do not fit."""
     if len(special) > room:
         raise UserError(
             f"tokenizer.special_tokens: {len(special)} special names ({special[0]} …) do not fit into {room} free "
@@ -144,10 +146,10 @@ def slots(special: Sequence[str], room: int) -> list[str]:
 
 
 def in_steps(table: Notes, unit: float) -> Notes:
-    """The notes with times in whole ``unit``s, rounded, none shorter than one, and each pitch sounding once at a time.
+    """Round times to whole ``unit``s, at least one per note, and let each pitch sound once at a time.
 
-    Where notes of one pitch overlap, the earlier ends where the later starts, as a key that is struck again has gone up
-    before. Of notes of one pitch that start in the same step one is left (see `separated`).
+    If notes of one pitch overlap, the earlier ends when the later starts, because a key must go up before it is struck
+    again. Notes with the same pitch and step become one (see `separated`).
     """
     start = np.rint(table.start / unit)
     end = np.maximum(np.rint(table.end / unit), start + 1)
@@ -155,11 +157,11 @@ def in_steps(table: Notes, unit: float) -> Notes:
 
 
 def lasting(pitch: np.ndarray, velocity: np.ndarray, start: np.ndarray, end: np.ndarray) -> Notes:
-    """A table of those notes that last some time; each argument is [notes] of any dtype."""
-    left = end > start
-    return notes(pitch[left], velocity[left], start[left], end[left])
+    """Build a table of the notes with a positive length; each argument is [notes] of any dtype."""
+    kept = end > start
+    return notes(pitch[kept], velocity[kept], start[kept], end[kept])
 
 
 def no_notes() -> Notes:
-    """A piece of silence."""
+    """Return an empty table."""
     return notes(*np.empty((4, 0)))

@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 KIND = "note_bpe"
 _FILE, _BASE = "tokenizer.json", "base"
-_FIRST = 0x100  # character of id 0: up to id 1791 every character takes two bytes
-_LAST = 0xD7FF  # after it come the surrogates, which are no characters
+_FIRST = 0x100  # character of id 0; up to id 1791 each character takes two bytes
+_LAST = 0xD7FF  # the last character before the surrogates
 _BYTES = 2
-_PART = 512  # ids in one word for training; a merge looks through all words that hold its pair
-_MIN_FREQUENCY = 2  # as for text
+_PART = 512  # ids per word in training; a merge scans all words that contain its pair
+_MIN_FREQUENCY = 2  # as in BPE of text
 
 
 class NoteBPETokenizer(NamedTokens):
-    """Ids of ``base``, the same ones, and after them those that stand for several of its ids.
+    """The ids of ``base``, and after them merged ids, each for several ids of ``base``.
 
-    What is encoded decodes to exactly what it does with the base, whose bounds, end and special ids these are. The name
-    of a merged id is the names that it stands for with "+" between them.
+    Encoded notes decode to exactly the same notes as with ``base``, which also gives the end and special ids. The name
+    of a merged id is the names of its parts, joined by "+".
     """
 
     trained_on = "notes"
@@ -51,17 +51,17 @@ class NoteBPETokenizer(NamedTokens):
         written = [self._library.id_to_token(token) or "" for token in range(size)]
         if written[:below] != [chr(_FIRST + token) for token in range(below)]:
             raise UserError("tokenizer: its merges belong to another tokenizer of notes; make it again")
-        self._parts = [np.array([ord(one) - _FIRST for one in token], dtype=np.int64) for token in written]
-        of = base.names()
-        merged = ["+".join(of[int(part)] for part in parts) for parts in self._parts[below:]]
-        super().__init__([*of, *merged], base.special_names, base.pad_id, base.end_id)
+        self._parts = [np.array([ord(letter) - _FIRST for letter in token], dtype=np.int64) for token in written]
+        names = base.names()
+        merged = ["+".join(names[int(part)] for part in parts) for parts in self._parts[below:]]
+        super().__init__([*names, *merged], base.special_names, base.pad_id, base.end_id)
         self.fingerprint = digest(KIND, base.fingerprint, *written[below:], _rules(merges))
 
     @classmethod
     def build(cls, config: NoteBPETokenizerConfig, documents: Documents) -> NoteBPETokenizer:
-        """The tokenizer for those of the documents that are pieces of music; see `train`."""
+        """Train the tokenizer on the documents that are pieces of music; see `train`."""
         base = tokenizer_class(config.base.kind).build(config.base, list)
-        return train(config, base, (one for one in documents() if isinstance(one, Notes)))
+        return train(config, base, (document for document in documents() if isinstance(document, Notes)))
 
     @classmethod
     def load(cls, folder: Path, description: dict[str, Any]) -> NoteBPETokenizer:
@@ -91,9 +91,9 @@ class NoteBPETokenizer(NamedTokens):
         return self.base.decode_notes(self.unmerged(ids), close=close)
 
     def unmerged(self, ids: Ids) -> np.ndarray:
-        """The ids of the base that ``ids``, integers [tokens], stand for, int64 [tokens of the base].
+        """Return the ids of the base for ``ids``, integers [tokens]: int64 [tokens of the base].
 
-        Ids beyond the vocabulary are left out.
+        Ids beyond the vocabulary are dropped.
         """
         ids = np.asarray(ids, dtype=np.int64)
         ids = ids[(ids >= 0) & (ids < self.vocab_size)]
@@ -117,9 +117,9 @@ class NoteBPETokenizer(NamedTokens):
 
 
 def train(config: NoteBPETokenizerConfig, base: NoteTokenizer, pieces: Iterable[Notes]) -> NoteBPETokenizer:
-    """The tokenizer for the pieces: ``config.vocab_size`` ids, or fewer where there are no more pairs to merge.
+    """Train a tokenizer of ``config.vocab_size`` ids on ``pieces``, or of fewer if there are no more pairs to merge.
 
-    The same pieces give the same tokenizer. Raises UserError when there are none, or the base has more ids than that.
+    The same pieces give the same tokenizer. Raises UserError without pieces, or if the base has more ids than that.
     """
     import tokenizers
     from tokenizers import models, trainers
@@ -147,7 +147,7 @@ def train(config: NoteBPETokenizerConfig, base: NoteTokenizer, pieces: Iterable[
 
 
 def as_word(ids: np.ndarray) -> str:
-    """A character for each of ``ids``, uint32 [tokens]."""
+    """Return a character for each of ``ids``, uint32 [tokens]."""
     return (ids + np.uint32(_FIRST)).astype("<u4").tobytes().decode("utf-32-le")
 
 

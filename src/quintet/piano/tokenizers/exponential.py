@@ -1,4 +1,5 @@
-"""Notes as keys that go down and up, with steps of time that double (piano-gpt's ExponentialTimeTokenizer)."""
+"""A tokenizer of note-on and note-off events, with time steps of powers of two (piano-gpt's
+ExponentialTimeTokenizer)."""
 
 from __future__ import annotations
 
@@ -19,21 +20,20 @@ _KEYS = HIGHEST - LOWEST + 1
 _FIRST_KEY = 2  # after <PAD> and <CLS>
 _FIRST_VELOCITY = _FIRST_KEY + 2 * _KEYS
 _VELOCITIES = 128
-_MIDDLE = 64  # of a note that no velocity stands before
+_MIDDLE = 64  # the velocity of notes before the first velocity token
 
 
 class ExponentialTimeTokenizer(NamedTokens):
     """Ids in piano-gpt's order: <PAD>, <CLS>, NOTE_ON_p and NOTE_OFF_p for p = 21 … 108, VELOCITY_0 …, 1T, 2T, 4T …
-    (steps of time), special names, and what is free.
+    (time steps), special names, and free ids.
 
-    A piece ends with <CLS>. It is in the vocabulary of every such tokenizer, with the same id, and piano-gpt never
-    writes it; a name of its own would move the ids of piano-gpt's special tokens. ``special`` are names for the first
-    free ids, after ``config.names``.
+    A piece ends with <CLS>, which has the same id in all such tokenizers and which piano-gpt never uses; a new name
+    would move the ids of piano-gpt's special tokens. ``special`` are names for the first free ids after
+    ``config.names``.
 
-    `decode_notes` gives back what `in_steps` made of the notes. Where no pitch is struck while it sounds, nor twice in
-    the same step, that is every note: its pitch exactly, its start and end within ``time_unit`` / 2, its velocity
-    within half a bin, rounded up. A note that is rounded to no time lasts one ``time_unit``, so its end is wrong by up
-    to 1.5 of them.
+    `decode_notes` returns the result of `in_steps`. If no pitch is struck while it sounds or twice in a step, these are
+    all notes, with exact pitches, starts and ends within ``time_unit`` / 2, and velocities within half a bin, rounded
+    up. A note of less than half a ``time_unit`` lasts one, so that its end is wrong by up to 1.5 of them.
     """
 
     def __init__(self, config: ExponentialTimeTokenizerConfig, special: Sequence[str] = ()) -> None:
@@ -66,7 +66,7 @@ class ExponentialTimeTokenizer(NamedTokens):
     def encode_notes(self, notes: Notes) -> np.ndarray:
         table = in_steps(on_piano(notes, self.config.outside), self.config.time_unit)
         pitch, velocity = table.pitch, table.velocity
-        # One number for each event sorts as time, ends before starts, pitch.
+        # One number per event sorts by time, then ends before starts, then pitch.
         time = np.concatenate([table.end, table.start]).astype(np.int64)
         down = np.repeat([False, True], len(pitch))
         order = np.argsort((time * 2 + down) * _VELOCITIES + np.tile(pitch, 2))
@@ -80,18 +80,18 @@ class ExponentialTimeTokenizer(NamedTokens):
         return ids
 
     def _waits(self, gap: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Ids with the steps of time of each ``gap``, the largest first, and ``room`` ids after each; and where
-        the room of each ends."""
+        """Return ids with the time steps of each ``gap``, the largest first, and ``room`` free ids after each gap, and
+        the end of each room."""
         top = len(self.steps) - 1
         bits = [(gap >> power) & 1 for power in range(top)]
         count = gap >> top
         ends = np.cumsum(count + sum(bits, start=np.zeros_like(gap)) + room)
-        # What is not written over below is the largest step.
+        # All ids are the largest step until others overwrite them below.
         ids = np.full(int(ends[-1]) if len(ends) else 0, self._first_time + top, dtype=np.uint32)
         free = ends - room - 1
         for power, bit in enumerate(bits):
-            wanted = bit.astype(bool)
-            ids[free[wanted]] = self._first_time + power
+            used = bit.astype(bool)
+            ids[free[used]] = self._first_time + power
             free -= bit
         return ids, ends
 
@@ -105,10 +105,10 @@ class ExponentialTimeTokenizer(NamedTokens):
         velocity = self._velocities_at(ids)
         event = np.flatnonzero(ids < _FIRST_VELOCITY)
         key = (ids[event] - _FIRST_KEY) // 2
-        order = np.argsort(key, kind="stable")  # the events of each key, in their time
+        order = np.argsort(key, kind="stable")  # groups the events of each key, in the order of time
         event, key = event[order], key[order]
         down = (ids[event] - _FIRST_KEY) % 2 == 0
-        # A key that went down sounds to its next event, be it up or down again.
+        # A key that went down sounds until its next event, up or down.
         last = np.append(key[1:] != key[:-1], True) if len(key) else np.empty(0, dtype=bool)
         end = np.append(time[event[1:]], 0) if len(event) else np.empty(0, dtype=np.int64)
         end[last] = time[-1]
@@ -122,16 +122,16 @@ class ExponentialTimeTokenizer(NamedTokens):
         return np.array(self.steps, dtype=np.int64)
 
     def _velocities_at(self, ids: np.ndarray) -> np.ndarray:
-        """The velocity that holds at each id: that of the last velocity token, else the middle. int64 [ids]."""
+        """Return the velocity at each id, int64 [ids]: that of the last velocity token, or the middle before any."""
         bins = self.config.velocity_bins
         middles = np.maximum((2 * np.arange(bins) + 1) * _VELOCITIES // (2 * bins), 1)  # a velocity of 0 is no note
-        spoken = (ids >= _FIRST_VELOCITY) & (ids < self._first_time)
-        latest = np.maximum.accumulate(np.where(spoken, np.arange(len(ids)), -1))
+        is_velocity = (ids >= _FIRST_VELOCITY) & (ids < self._first_time)
+        latest = np.maximum.accumulate(np.where(is_velocity, np.arange(len(ids)), -1))
         return np.where(latest < 0, _MIDDLE, middles[np.where(latest < 0, 0, ids[latest] - _FIRST_VELOCITY)])
 
 
 def _step_sizes(unit: float, longest: float) -> tuple[int, ...]:
-    """1, 2, 4 … while so many units are below ``longest``."""
+    """Return 1, 2, 4 … as long as these units are below ``longest``."""
     sizes = [1]
     while unit * sizes[-1] * 2 < longest:
         sizes.append(sizes[-1] * 2)

@@ -20,12 +20,12 @@ from quintet.piano.tokenizers.base import NamedTokens, described, in_steps, last
 from quintet.tokenize.base import Ids, digest, write_description
 
 KIND = "miditok"
-_BEAT = 0.5  # seconds: 120 beats a minute, the library's tempo where none is written
+_BEAT = 0.5  # seconds: 120 beats per minute, the library's default tempo
 _ONE_PIANO: dict[str, Any] = {
     "special_tokens": ["PAD", "EOS"],
     "programs": [0],
     "use_pitchdrum_tokens": False,
-    "use_time_signatures": False,  # a performance has none, and bars of four beats serve as well
+    "use_time_signatures": False,  # a performance has none
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "REMI": {"beat_res": {(0, 4): 24, (4, 12): 8, (12, 64): 2}},
@@ -40,7 +40,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "num_microtiming_bins": 30,
     },
 }
-_MORE = {  # what the families take besides the arguments of TokenizerConfig
+_MORE = {  # arguments of the families besides those of TokenizerConfig
     "REMI": {"max_bar_embedding", "use_bar_end_tokens", "add_trailing_bars"},
     "MIDILike": {"max_duration"},
     "PerTok": {
@@ -55,12 +55,13 @@ _RANGES = ("beat_res", "beat_res_rest")  # keys that hold ranges of beats
 
 
 class MidiTokTokenizer(NamedTokens):
-    """The library's ids, and after them the special ones. EOS_None ends a piece.
+    """The library's ids, followed by special ones. EOS_None ends a piece.
 
-    A beat is half a second, so times are rounded to 0.5 / steps seconds, where steps is the finest of ``beat_res`` (24:
-    20.8 ms), for PerTok ``ticks_per_quarter``. Pitches come back exactly, starts within half of that, velocities
-    within 127 / ``num_velocities``. The length of a note, but with MIDILike, is rounded once more, to what ``beat_res``
-    has for so many beats, and cut at the last of these; and PerTok rounds starts to its bins of micro-timing.
+    A beat is half a second, so times are rounded to 0.5 / steps seconds, where steps is the largest number in
+    ``beat_res`` (24: 20.8 ms), or ``ticks_per_quarter`` for PerTok. Decoded pitches are exact, starts within half of
+    that step, velocities within 127 / ``num_velocities``. Except with MIDILike, the length of a note is rounded again
+    to the resolution of ``beat_res`` for that number of beats, and cut at its largest one. PerTok rounds starts to its
+    bins of micro-timing.
     """
 
     libraries = ("miditok", "symusic")
@@ -89,7 +90,7 @@ class MidiTokTokenizer(NamedTokens):
 
     @property
     def ticks(self) -> int:
-        """Steps of time in a beat."""
+        """Time steps per beat."""
         return self._library.tpq if self.config.family == "PerTok" else self._library.time_division
 
     def with_special(self, names: Sequence[str]) -> MidiTokTokenizer:
@@ -105,8 +106,8 @@ class MidiTokTokenizer(NamedTokens):
             return np.empty(0, dtype=np.uint32)
         if self.config.family == "Structured":
             self._check_gaps(table)
-        found = self._library.encode(to_score(table, self.ticks))
-        sequence: Any = found[0] if is_list(found) else found
+        encoded = self._library.encode(to_score(table, self.ticks))
+        sequence: Any = encoded[0] if is_list(encoded) else encoded
         return np.array(sequence.ids, dtype=np.uint32)
 
     def decode_notes(self, ids: Ids, *, close: bool = True) -> Notes:
@@ -114,14 +115,15 @@ class MidiTokTokenizer(NamedTokens):
         ids = ids[(ids >= 0) & (ids < self._music) & ~np.isin(ids, self._silent)]
         if not len(ids):
             return no_notes()
-        if close:  # one key up for each that went down is enough, and those that are too many do nothing
+        if close:  # a note-off for each note-on; superfluous ones have no effect
             ids = np.concatenate([ids, self._off[ids[self._down[ids]]]])
-        whole = ids.tolist()
-        score = self._library.decode(whole if self._library.one_token_stream else [whole])
+        sequence = ids.tolist()
+        score = self._library.decode(sequence if self._library.one_token_stream else [sequence])
         return from_score(score)
 
     def _check_gaps(self, table: Notes) -> None:
-        """Structured writes one step of time before each note, so that no more time can pass than the longest."""
+        """Raise UserError for gaps longer than the longest time step, because Structured writes one step before each
+        note."""
         beats = max(end for _, end in self._library.config.beat_res)
         longest = beats * self.ticks - 1
         gaps = np.diff(table.start, prepend=0)
@@ -136,8 +138,8 @@ class MidiTokTokenizer(NamedTokens):
 
 
 def to_score(table: Notes, ticks: int) -> Any:
-    """A `symusic.Score` of one piano. The times of the notes are in steps, ``ticks`` to a beat of half a second."""
-    symusic: Any = require("symusic", "miditok", "tokenizer.kind: miditok")  # its types are made at run time
+    """Return a `symusic.Score` of one piano. Times of ``table`` are in steps, ``ticks`` per beat of half a second."""
+    symusic: Any = require("symusic", "miditok", "tokenizer.kind: miditok")  # its types exist only at run time
     score = symusic.Score(ticks)
     track = symusic.Track(name="Piano", program=0, is_drum=False)
     track.notes = symusic.Note.from_numpy(
@@ -151,26 +153,26 @@ def to_score(table: Notes, ticks: int) -> Any:
 
 
 def from_score(score: Any) -> Notes:
-    """The notes of a score that are on a piano and last some time, each pitch sounding once at a time. Beats are half a
-    second, whatever tempos the score has."""
-    found = [track.notes.numpy() for track in score.tracks if not track.is_drum]
-    if not found:
+    """Return the notes of a score that are on a piano and have a length, with each pitch sounding once at a time. A
+    beat is half a second, whatever the tempos of the score."""
+    tables = [track.notes.numpy() for track in score.tracks if not track.is_drum]
+    if not tables:
         return no_notes()
     pitch, velocity, time, duration = (
-        np.concatenate([part[name] for part in found]).astype(np.int64)
+        np.concatenate([part[name] for part in tables]).astype(np.int64)
         for name in ("pitch", "velocity", "time", "duration")
     )
-    there = (pitch >= LOWEST) & (pitch <= HIGHEST)
-    start = np.maximum(time, 0)  # micro-timing may be before 0
+    inside = (pitch >= LOWEST) & (pitch <= HIGHEST)
+    start = np.maximum(time, 0)  # micro-timing can be before 0
     unit = _BEAT / score.ticks_per_quarter
     table = lasting(
-        pitch[there], np.clip(velocity[there], 1, 127), start[there] * unit, (time + duration)[there] * unit
+        pitch[inside], np.clip(velocity[inside], 1, 127), start[inside] * unit, (time + duration)[inside] * unit
     )
     return separated(table)
 
 
 def _library(config: MidiTokTokenizerConfig) -> Any:
-    """The `miditok.MusicTokenizer`; what a family has besides is not in its type. Raises UserError."""
+    """Build the `miditok.MusicTokenizer`. Raises UserError for arguments that it refuses."""
     miditok = require("miditok", "miditok", "tokenizer.kind: miditok")
     arguments = _arguments(config, set(inspect.signature(miditok.TokenizerConfig).parameters) - {"kwargs"})
     try:
@@ -188,7 +190,7 @@ def _library(config: MidiTokTokenizerConfig) -> Any:
 
 
 def _arguments(config: MidiTokTokenizerConfig, known: set[str]) -> dict[str, Any]:
-    """The arguments of TokenizerConfig. Raises UserError for names that neither it nor the family knows."""
+    """Return the arguments of TokenizerConfig. Raises UserError for names that neither it nor the family knows."""
     known = known | _MORE.get(config.family, set())
     ours = {"special_tokens": "is set by tokenizer.special_tokens and tokenizer.names"}
     check_arguments("tokenizer.arguments", f"MidiTok's {config.family}", sorted(known), config.arguments, ours)
@@ -197,7 +199,7 @@ def _arguments(config: MidiTokTokenizerConfig, known: set[str]) -> dict[str, Any
 
 
 def _ranges(name: str, value: Any) -> dict[tuple[int, int], int]:
-    """``{"0_4": 8}`` as ``{(0, 4): 8}``."""
+    """Return ``{(0, 4): 8}`` for ``{"0_4": 8}``."""
     try:
         ends = ((str(beats).split("_"), int(steps)) for beats, steps in value.items())
         return {(int(first), int(last)): steps for (first, last), steps in ends}
