@@ -168,7 +168,7 @@ def test_a_run_starts_from_another_run(train, command) -> None:
 
 
 def test_documents_that_a_run_before_was_trained_on_are_counted(train, capfd) -> None:
-    """A third of the documents is held out by each run, in an order of its seed."""
+    """Each run holds out a third of the documents, in the order of its seed."""
     documents = [" ".join(f"w{index}x{word}" for word in range(40)) for index in range(30)]
     write_jsonl(Path("pages.jsonl"), ({"text": text} for text in documents))
     data = {

@@ -1,4 +1,4 @@
-"""Small models of the transformers library, one for each way in which its families differ in reading."""
+"""Small models of the transformers library, one for each difference between its families in reading texts."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def library_model(name: str) -> Any:
-    """The library's model of ``ARCHITECTURES[name]``, with weights large enough that what a token sees matters."""
+    """The library's model of ``ARCHITECTURES[name]``, with weights so large that each visible token matters."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(

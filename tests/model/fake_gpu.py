@@ -1,5 +1,4 @@
-"""A GPU that has shapes and no numbers: PyTorch's fake tensors, which refuse to mix devices, and a log of what the host
-would wait for."""
+"""A GPU without values: PyTorch's fake tensors, which refuse to mix devices, and counts of the host's waits."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ aten = torch.ops.aten
 
 
 class _Waits(TorchDispatchMode):
-    """Counts what makes the host wait: copies of memory that is not pinned, and values that it reads."""
+    """Counts the waits of the host: copies of memory that is not pinned, and reads of values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +38,7 @@ class _Waits(TorchDispatchMode):
 
 
 class _Operators(TorchFunctionMode):
-    """What Python's brackets and signs mean, by operations that ask no driver which device is the current one."""
+    """Python's brackets and signs as operations that do not ask the driver for the current device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.__getitem__ and args[0].is_cuda:
@@ -77,8 +76,8 @@ def _indexed(values: Tensor, index: Any) -> Tensor:
 
 @contextmanager
 def fake_gpu(monkeypatch: pytest.MonkeyPatch, model: nn.Module) -> Iterator[Counter[str]]:
-    """Within, ``model``, which is on the meta device, is on a GPU, and all numbers that the host reads are 1; yields
-    counts of the copies and reads for which the host would wait."""
+    """Move ``model`` from the meta device to a GPU inside the context, in which the host reads 1 for each value; yield
+    the counts of copies and reads for which the host would wait."""
 
     def ones(values: Tensor) -> Any:
         waits.counts["reads"] += 1

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.helpers import REPOSITORY
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -156,7 +159,7 @@ def test_flops_are_those_that_pytorch_counts(
     ("kind", "kv_heads", "tied"), list(itertools.product(["gated", "plain"], [4, 1], [True, False]))
 )
 def test_flops_on_the_cpu_are_those_that_pytorch_counts(kind: str, kv_heads: int, tied: bool) -> None:
-    """On a real device, where PyTorch itself decides how a product is computed."""
+    """On a real device, on which PyTorch chooses the kernel of a product."""
     config = TransformerConfig.model_validate(
         {
             "layers": 2,
@@ -170,3 +173,15 @@ def test_flops_on_the_cpu_are_those_that_pytorch_counts(kind: str, kv_heads: int
     flops = flops_per_token(config, 20, 12)
     forward, backward = counted(model, 3, 12)
     assert (flops.forward * 36, flops.backward * 36) == (forward, backward)
+
+
+def test_the_shapes_in_the_guide_have_the_parameters_that_it_says() -> None:
+    text = (REPOSITORY / "docs/guide/model.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"with ([\d,]+) parameters:\n\n```yaml\n(.*?)```", text, flags=re.DOTALL)
+    assert len(snippets) == 2
+    for count, snippet in snippets:
+        config = TransformerConfig.model_validate(yaml.safe_load(snippet)["model"])
+        assert config.vocab_size is not None
+        assert config.context_length is not None
+        total = count_parameters(config, config.vocab_size, config.context_length).total
+        assert total == int(count.replace(",", ""))

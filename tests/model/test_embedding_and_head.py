@@ -199,7 +199,7 @@ def test_parameters_are_those_of_the_original(config: TransformerConfig, expecte
 
 
 def ordered_names() -> list[str]:
-    """Our names in the order in which the original's weights were given their numbers."""
+    """Our names in the order of the numbers of the original's weights."""
     parts = ["attention_norm", "qkv", "output", "feedforward_norm", "up", "down"]
     core = ["attention_norm", "attention.qkv", "attention.output", "feedforward_norm"]
     core += [f"feedforward.{name}" for name in ("gate", "up", "down")]
@@ -212,7 +212,7 @@ def ordered_names() -> list[str]:
 
 
 def test_logits_and_losses_are_those_of_the_original_with_the_same_weights() -> None:
-    """Of a model of one layer, whose weight number k of the list has the values 0.7 · sin(0.37 n² + k), in fp64."""
+    """A model of one layer; weight number k of the list has the values 0.7 · sin(0.37 n² + k), in fp64."""
     end = {"kind": "bytes", "bytes": 6, "width": 16}
     attention, head = {"heads": 4, "kv_heads": 2}, end | BYTES_OUT | {"reconstruction": 1.0}
     config = stlm(1, 24, 20, embedding=end, head=head, attention=attention)
@@ -301,7 +301,7 @@ def test_a_run_trains_continues_to_the_bit_and_is_read(tmp_path: Path, masked: b
 
 
 def spelled(tokenizer: Tokenizer, plus: bool) -> Tensor:
-    """The symbols of four bytes an id: of the end of a document, the only id without text, and of a mask after it."""
+    """The symbols, four per id, of the end of a document, the only id without text, and of a mask after it."""
     rows = []
     for number in range(tokenizer.vocab_size + plus):
         text = tokenizer.pieces.of(number)[:4]

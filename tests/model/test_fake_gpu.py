@@ -1,4 +1,4 @@
-"""Generation and likelihoods on a GPU without numbers: nothing lies on another device, and the host seldom waits."""
+"""Generation and likelihoods on a GPU without values: all tensors are on it, and the host rarely waits."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def rows_of(
 
 
 def written_without_cache(model: Transformer, text: list[int], count: int, preceding: int = 0) -> list[int]:
-    """The likeliest continuation as it is defined: each time, all that the model sees is encoded from the beginning."""
+    """The likeliest continuation by its definition: for each token the whole visible text is encoded again."""
     text, begin, prompt = list(text), max(0, len(text) - model.context_length), len(text)
     with torch.no_grad():
         for _ in range(count):
@@ -120,7 +120,7 @@ def test_rows_do_not_depend_on_their_neighbours(name: str, settings: dict[str, A
 @pytest.mark.parametrize("name", ["grouped", "window", "bidirectional", "documents restart"])
 @pytest.mark.parametrize("ahead", [2, 5, 16])
 def test_tokens_that_are_looked_at_later_are_the_same(monkeypatch: pytest.MonkeyPatch, name: str, ahead: int) -> None:
-    """Rows end at different steps, and the text outgrows the context in the middle of what was not looked at."""
+    """Rows end at different steps, and the text outgrows the context between two reads of the host."""
     model, prompts = model_of(**SHAPES[name]), [[3, 1], [7, 2, 9], [4], [8, 8], [1]]
     settings: dict[str, Any] = {"max_tokens": 40, "temperature": 1.0, "seed": 3, "repetition_penalty": 1.2}
     expected = rows_of(model, prompts, {5, 6}, **settings)
@@ -133,7 +133,7 @@ def test_tokens_that_are_looked_at_later_are_the_same(monkeypatch: pytest.Monkey
 
 
 def test_prompts_of_like_lengths_have_a_cache_of_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that was compiled for one prompt then serves the next."""
+    """A step that was compiled for one prompt is used for the next."""
     model, shapes = model_of(context=1000), []
     start = model.start_cache
     monkeypatch.setattr(
@@ -280,7 +280,7 @@ def test_compiled_blocks_are_not_compiled_again_for_each_token() -> None:
 
 @contextmanager
 def patched_compile(backend: Any) -> Iterator[None]:
-    """Within it, what is compiled goes to ``backend``."""
+    """A context in which ``backend`` compiles."""
     original = torch.compile
     torch.compile = lambda function, **options: original(function, **{**options, "backend": backend})
     try:
@@ -341,7 +341,7 @@ def test_what_precedes_a_text_is_of_the_document_before() -> None:
 
 
 def test_an_end_id_inside_a_prompt_ends_nothing() -> None:
-    """With a mask for documents a prompt is written on as with the plain causal mask, whatever ids are in it."""
+    """With a document mask a prompt is continued as with the plain causal mask, whatever ids are in it."""
     plain, told = model_of(), model_of(attention={"heads": 4, "kv_heads": 2, "mask": "causal_document"})
     told.load_state_dict(plain.state_dict())
     settings = {"max_tokens": 8, "temperature": 0}
@@ -357,7 +357,7 @@ def test_more_beams_find_nothing_less_likely() -> None:
 
 @pytest.mark.parametrize("name", ["documents", "bidirectional"])
 def test_beams_that_are_looked_at_later_find_the_same(name: str) -> None:
-    """Also where the search has ended since."""
+    """Also if the search has ended since."""
     model, lengths = model_of(**SHAPES[name]), set[int]()
     for end, beams in itertools.product((2, 9), (1, 4)):
         one, other = (beam_search(model, [7, 3, 5], beams, 12, {end, 4}, 2.0, ahead=n) for n in (1, 5))

@@ -1,4 +1,5 @@
-"""Every kernel against the formula, with every mask, in value and gradient."""
+"""All kernels against the formula, with all masks, in values and gradients; our own blocks against PyTorch's
+attention."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -16,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from quintet.config.model import BidirectionalAttentionConfig, CausalAttentionConfig
 from quintet.errors import UserError
 from quintet.model import kernels
-from quintet.model.kernels import attend, choose_kernel, prepare_mask, varying_lengths
+from quintet.model.kernels import attend, blocked_attention, choose_kernel, cut, prepare_mask, varying_lengths
 from quintet.model.mask import KeyRanges, lay_out
 
 CPU = torch.device("cpu")
@@ -40,7 +42,7 @@ MASKS = {
 
 
 def sees(config, batch: int, query: int, key: int) -> bool:
-    """Whether a query sees a key, by the words of the configuration."""
+    """Return True if a query sees a key, by the description of the mask."""
     prompt = config.mask == "prefix" and bool(PROMPTS[batch, key]) and bool(PROMPTS[batch, query])
     if config.kind == "causal" and key > query and not prompt:
         return False
@@ -51,7 +53,7 @@ def sees(config, batch: int, query: int, key: int) -> bool:
 
 @cache
 def seen(name: str) -> Tensor:
-    """Return which keys each query sees with the mask ``name``, by its words: bool [batch, query, key]."""
+    """Return the keys that each query sees with the mask ``name``, by its description: bool [batch, query, key]."""
     everything = range(LENGTH)
     return torch.tensor(
         [[[sees(MASKS[name], b, q, k) for k in everything] for q in everything] for b in range(len(DOCUMENTS))]
@@ -119,7 +121,7 @@ def test_queries_by_parts_follow_the_formula(monkeypatch: pytest.MonkeyPatch, na
 @pytest.mark.parametrize("kernel", ["sdpa", "chunked"])
 @pytest.mark.parametrize("name", list(MASKS))
 def test_where_no_fused_kernel_shares_keys_none_is_asked_to(monkeypatch: pytest.MonkeyPatch, name: str, kernel) -> None:
-    """As on a GPU with a mask; a single query of a text gets the heads that share a key as queries of it."""
+    """As on a GPU with a mask; for a single query the heads that share a key become its queries."""
     monkeypatch.setattr(kernels, "_unfused_where_shared", lambda *_: True)
     monkeypatch.setattr(kernels, "CHUNK", 32)
     for length in (LENGTH, 1):
@@ -138,7 +140,7 @@ def test_where_no_fused_kernel_shares_keys_none_is_asked_to(monkeypatch: pytest.
 
 
 class Shared(TorchFunctionMode):
-    """Counts the calls of PyTorch's attention, and those in which query heads share one of keys."""
+    """Counts the calls of PyTorch's attention, and those with query heads that share a key head."""
 
     count = shared = 0
 
@@ -162,7 +164,7 @@ def test_on_a_gpu_heads_share_keys_in_16_bits_without_a_mask(dtype: torch.dtype,
 
 
 def test_a_long_text_needs_no_mask_of_the_square_of_its_length() -> None:
-    """The largest tensor of a pass, counted: it grows with the length, and not with its square."""
+    """The largest tensor of a pass grows with the length, and not with its square."""
     sizes: list[int] = []
     for length in (2048, 4096):
         ranges = lay_out(CausalAttentionConfig(mask="prefix"), *_prefix(length)).ranges
@@ -284,3 +286,70 @@ def test_nothing_is_planned_or_compiled_for_a_length_that_each_text_has_anew() -
         assert not torch.backends.cuda.cudnn_sdp_enabled()
         assert torch.backends.cuda.flash_sdp_enabled()
     assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+# ---- our own blocks
+
+
+def projected(length: int, heads: int = 4, kv_heads: int = 4, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    shapes = [(2, heads, length, 8), (2, kv_heads, length, 8), (2, kv_heads, length, 8)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+
+
+def values_and_gradients(function, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    out = function(*tensors)
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+    return [out, *torch.autograd.grad((out * weight).sum(), tensors)]
+
+
+def blocked_causal_attention(q, k, v):
+    ranges = KeyRanges(q.shape[2], q.shape[2], causal=True)
+    return blocked_attention(q, k, v, ranges, cut(ranges), q.shape[-1] ** -0.5)
+
+
+def torchs_attention(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 2**30], ids=["recomputed", "kept"])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("length", [1, 5, 127, 128, 129, 300])
+def test_equals_torchs_attention_in_value_and_gradients(monkeypatch, length, kv_heads, kept_bytes) -> None:
+    monkeypatch.setattr(kernels, "KEPT_BYTES", kept_bytes)
+    tensors = projected(length, kv_heads=kv_heads)
+    for ours, theirs in zip(
+        values_and_gradients(blocked_causal_attention, tensors),
+        values_and_gradients(torchs_attention, tensors),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_inputs_may_be_views_of_one_projection() -> None:
+    qkv = torch.randn(2, 40, 3, 4, 8, dtype=torch.float64, requires_grad=True)
+    ours, theirs = (
+        torch.autograd.grad(attention(*(part.transpose(1, 2) for part in qkv.unbind(2))).square().sum(), qkv)[0]
+        for attention in (blocked_causal_attention, torchs_attention)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_in_bf16_it_is_about_as_exact_as_torchs() -> None:
+    exact = values_and_gradients(torchs_attention, projected(256))
+    ours = values_and_gradients(blocked_causal_attention, projected(256, dtype=torch.bfloat16))
+    theirs = values_and_gradients(torchs_attention, projected(256, dtype=torch.bfloat16))
+    for true, mine, other in zip(exact, ours, theirs, strict=True):
+        error, torchs_error = (mine.double() - true).norm(), (other.double() - true).norm()
+        assert error < 2 * torchs_error
+
+
+def test_a_block_takes_only_the_keys_that_one_of_its_queries_sees() -> None:
+    begins = torch.arange(400) // 100 * 100
+    assert cut(KeyRanges(400, 400, causal=True, first=begins[None])) == (
+        (0, 128, 0, 128),
+        (128, 256, 100, 256),
+        (256, 384, 200, 384),
+        (384, 400, 300, 400),
+    )
+    assert cut(KeyRanges(200, 200, causal=False)) == ((0, 128, 0, 200), (128, 200, 0, 200))

@@ -55,7 +55,7 @@ def test_top_p_of_one_keeps_all() -> None:
 
 
 class Sums(TorchDispatchMode):
-    """The types in which running sums are computed."""
+    """Records the dtypes in which cumulative sums are computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Sums(TorchDispatchMode):
 
 
 def test_top_p_sums_what_a_gpu_sums_alike_each_time() -> None:
-    """PyTorch refuses running sums of floats on a GPU where it was asked for the same bits."""
+    """PyTorch refuses cumulative sums of floats on a GPU in its deterministic mode."""
     with Sums() as sums:
         keep_top_p(logits(0), 0.5)
     assert sums.types == {torch.int64}

@@ -1,4 +1,4 @@
-"""Blocks that share matrices compute what blocks with the sums of matrices written out compute."""
+"""Blocks that share matrices, against blocks that have the summed matrices."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def built(layers: int = 5, **values: Any) -> Transformer:
 
 
 def trained(model: Transformer) -> Transformer:
-    """``model`` with numbers in all parameters, also in those that start as zero."""
+    """``model`` with random values in all parameters, also in those that start as zero."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -45,7 +45,7 @@ def trained(model: Transformer) -> Transformer:
 
 
 def written_out(state: dict[str, Tensor], layers: range) -> dict[str, Tensor]:
-    """The weights of a model of which each of ``layers`` has its own sum of the shared matrix and its difference."""
+    """The weights of a model in which each of ``layers`` has its own sum of the shared matrix and its difference."""
     found = {
         name: value for name, value in state.items() if not name.startswith("shared.") and "difference" not in name
     }

@@ -279,7 +279,7 @@ def test_packed_documents_have_the_logits_and_gradients_of_the_same_documents_al
 
 @torch.no_grad()
 def test_learned_positions_beside_rotary_ones_are_a_row_for_each_id_and_position() -> None:
-    """A rotary model whose ids are pairs of id and position, the rows of which are the sums, computes the same."""
+    """A rotary model with an id for each pair of id and position, whose rows are the sums, computes the same."""
     both = model_of({"position": {"kind": "rope", "learned": True}})
     assert isinstance(both.position, LearnedPosition)
     pairs = Transformer(both.config.model_copy(update={"position": RopeConfig()}), VOCAB * CONTEXT, CONTEXT).eval()

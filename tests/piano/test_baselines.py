@@ -1,4 +1,4 @@
-"""Baselines: copies by rule, and counts of tokens against counting by hand and against a chain that is known."""
+"""Baselines: copies by rule, and counts of tokens against manual counts and a known Markov chain."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_without_counts_every_token_is_as_likely() -> None:
 
 
 def test_a_known_chain_costs_its_entropy() -> None:
-    """Of three tokens each is followed by itself with 0.8 and by the others with 0.1 each."""
+    """Each of three tokens is followed by itself with 0.8 and by the others with 0.1 each."""
     random = np.random.default_rng(0)
     steps = random.choice(3, 200_000, p=[0.8, 0.1, 0.1])
     ids = np.cumsum(steps) % 3

@@ -1,4 +1,4 @@
-"""Metrics against mir_eval, scipy, frames of a piano roll, and matchings and transports found by trying."""
+"""Metrics against mir_eval, scipy, frames of a piano roll, and exhaustive search."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NONE = notes(np.empty(0), np.empty(0), np.empty(0), np.empty(0))
 
 @st.composite
 def tables(draw: st.DrawFn, least: int = 0, most: int = 15) -> Notes:
-    """Notes of few pitches on a grid of 10 ms, so that many may match and many are exactly 50 ms apart."""
+    """Notes of few pitches on a grid of 10 ms, so that many can match and many are exactly 50 ms apart."""
     row = st.tuples(st.integers(60, 62), st.integers(40, 70), st.integers(0, 40), st.integers(1, 40))
     rows = np.array(draw(st.lists(row, min_size=least, max_size=most)), dtype=np.int64).reshape(-1, 4)
     return notes(rows[:, 0], rows[:, 1], rows[:, 2] * 0.01, (rows[:, 2] + rows[:, 3]) * 0.01)
@@ -56,7 +56,7 @@ def test_velocities_may_differ_by_a_tenth(generated: Notes, target: Notes, offse
 
     @cache
     def most(i: int, free: frozenset[int]) -> int:
-        """The largest matching of the generated notes from i on, by trying all."""
+        """The largest matching of the generated notes from i on, by exhaustive search."""
         if i == len(generated):
             return 0
         return max([most(i + 1, free), *(1 + most(i + 1, free - {j}) for j in free if fits(i, j))])

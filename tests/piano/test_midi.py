@@ -24,7 +24,7 @@ from quintet.piano.notes import HIGHEST, LOWEST, Notes, joined, notes, pitch_nam
 
 
 def by_loop(data: bytes) -> list[list[float]]:
-    """Pitch, velocity, start and end in seconds of what sounds, by mido's own clock, a message at a time.
+    """Pitch, velocity, start and end in seconds of sounding notes, by mido's own clock, message by message.
 
     For files of one channel: each pitch is a string, which ends when key and pedal are up or when it is struck again.
     What a pedal holds that nobody lets go ends with the last key.
@@ -74,7 +74,7 @@ def test_durations_of_real_performances_are_those_of_a_loop_over_messages(shared
 
 
 def test_as_many_notes_as_the_metadata_say(shared: Path) -> None:
-    """Counted by another program, before keys struck again in the same instant are taken for one."""
+    """Counted by another program, before keys that are struck twice at the same time become one note."""
     with open(shared / "data/midi/metadata.csv") as file:
         for row in csv.DictReader(file):
             table = read_midi(shared / "data/midi" / row["file"], sustain=False)
@@ -109,7 +109,7 @@ def test_the_clock_follows_every_change_of_tempo() -> None:
 
 
 def test_a_pedal_holds_its_channel_in_every_track() -> None:
-    """Which is why symusic alone is not enough: it drops tracks without notes and does not tell channels."""
+    """Symusic is not enough, because it drops tracks without notes and does not report channels."""
     pedals = [control(0, 127), control(800, 0)]
     right, left = [on(0, 72), off(100, 72)], [on(0, 48, channel=1), off(200, 48, channel=1)]
     lower = [on(0, 48), off(200, 48)]
@@ -253,7 +253,7 @@ TEMPOS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 60), st.integers(1
 def test_both_readers_say_the_same(
     played: list, controls: list, programs: list, tempos: list, one: bool, lone: bool
 ) -> None:
-    """Whenever a file goes the fast way, the slow way would have found the same notes."""
+    """If symusic reads a file, mido would have read the same notes."""
     tracks: list[list[Event]] = [[], [], []]
     for channel, pitch, tick, length, velocity in played:
         channel *= not one
@@ -317,7 +317,7 @@ def test_what_is_written_is_read_by_mido_within_a_millisecond(table: Notes) -> N
 
 
 def _close(table: Notes, i: int) -> bool:
-    """Whether the same pitch is struck within two milliseconds before."""
+    """Return True if the same pitch is struck within two milliseconds before."""
     return bool(((table.pitch[:i] == table.pitch[i]) & (table.start[i] - table.start[:i] < 0.002)).any())
 
 

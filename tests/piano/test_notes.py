@@ -40,7 +40,7 @@ def resolve(played: Notes, values: list[tuple[int, int]]) -> Notes:
 
 
 def simulated(played: Notes, values: list[tuple[int, int]]) -> set[tuple[int, int, float, float]]:
-    """At each whole second: let go what ends by key or pedal, then strike. One string a pitch."""
+    """At each whole second: end notes by key or pedal, then strike new ones. One string per pitch."""
     found, strings = set(), {}
     key_up = {}  # (pitch, start) to the release of the key
     if values and values[-1][1] >= DOWN:  # nobody lets go: then the last of keys and presses does
@@ -87,12 +87,12 @@ def test_no_note_is_shorter_than_played_unless_struck_again_and_no_pitch_overlap
     sounding = resolve(played, values)
     assert (sounding.end > sounding.start).all()
     for pitch in set(played.pitch.tolist()):
-        ours = sounding[sounding.pitch == pitch]
-        assert (ours.end[:-1] <= ours.start[1:]).all()
-        assert set(ours.start) == set(played.start[played.pitch == pitch])
-        for start, end in zip(ours.start, ours.end, strict=True):
+        same_pitch = sounding[sounding.pitch == pitch]
+        assert (same_pitch.end[:-1] <= same_pitch.start[1:]).all()
+        assert set(same_pitch.start) == set(played.start[played.pitch == pitch])
+        for start, end in zip(same_pitch.start, same_pitch.end, strict=True):
             same = (played.pitch == pitch) & (played.start == start)
-            assert end >= played.end[same].max() or end in ours.start
+            assert end >= played.end[same].max() or end in same_pitch.start
 
 
 @given(PLAYED)
@@ -142,7 +142,7 @@ def test_parts_are_what_silence_separates(piece: Notes, threshold: float) -> Non
 
 
 def test_a_long_note_bridges_a_gap_between_short_ones() -> None:
-    """What the note just before says is not enough: the bass sounds on."""
+    """The end of the note just before is not enough, because the bass still sounds."""
     table = notes(*np.array([(40, 64, 0, 9), (60, 64, 1, 2), (62, 64, 10, 11), (64, 64, 16, 17)], dtype=float).T)
     parts = split_at_pauses(table, 4)
     assert [part.pitch.tolist() for part in parts] == [[40, 60, 62], [64]]

@@ -1,4 +1,4 @@
-"""Tasks: every note in one of the two, as many as asked for, the same again from the same seed."""
+"""Tasks: each note is in the prompt or in the target, in the right number, and equal seeds give equal splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notes to ids and back: against plain loops over the names of tokens, and within the bounds that are promised."""
+"""Notes to ids and back: against plain loops over names of tokens, and within the documented bounds."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_merged_ids_are_the_bases_and_behind_them_pairs() -> None:
 
 
 def merged_by_hand(parts: list[tuple[str, ...]], order: dict[tuple[str, ...], int]) -> list[tuple[str, ...]]:
-    """Sennrich's rule: of all pairs that stand side by side, merge the first that was learnt, at its first place."""
+    """Sennrich's rule: of all neighbouring pairs merge the one that was learned first, at its first place."""
     while True:
         known = [(order[a + b], at) for at, (a, b) in enumerate(pairwise(parts)) if a + b in order]
         if not known:
@@ -281,7 +281,7 @@ def test_a_run_trains_it_on_its_sources_once(tmp_path: Path, monkeypatch: pytest
 
 
 def length_steps(family: str, seconds: np.ndarray) -> np.ndarray:
-    """What a note's length is rounded to, in seconds, as the documentation of the defaults says."""
+    """The step to which a note's length is rounded, in seconds, by the documentation of the defaults."""
     if family == "MIDILike":
         return np.full(len(seconds), 0.5 / 24)
     if family == "Structured":

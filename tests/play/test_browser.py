@@ -57,7 +57,7 @@ def server(music_run: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def address(process: subprocess.Popen, log: Path) -> str:
-    """Where the server says that it is, once it answers there."""
+    """Return the address that the server prints, as soon as it answers there."""
     for _ in range(10 * WAIT):
         said = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
         if said is not None:
@@ -73,7 +73,7 @@ def address(process: subprocess.Popen, log: Path) -> str:
 
 @pytest.fixture
 def tab(browser: Any, server: tuple[str, subprocess.Popen]) -> Iterator[Any]:
-    """A page that has been opened, with all addresses that it asks for as ``asked``."""
+    """An opened page; ``asked`` are all addresses that it requests."""
     page = browser.new_page(viewport={"width": 1200, "height": 1200})
     page.set_default_timeout(1000 * WAIT)
     page.asked = []

@@ -1,4 +1,4 @@
-"""The page without a browser: Streamlit runs its script and says what stands on it."""
+"""The page without a browser: Streamlit runs its script and reports its content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page does with a piece, without a page."""
+"""The logic of the page, without a page."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def line(count: int = 12) -> Notes:
 
 
 def struck(data: bytes) -> list[int]:
-    """Pitches in a MIDI file in the order of time, by another library than the one that wrote it."""
+    """Pitches in a MIDI file in the order of time, by another library than its writer."""
     file = mido.MidiFile(file=io.BytesIO(data))
     return [one.note for one in file if one.type == "note_on" and one.velocity]
 
@@ -45,7 +45,7 @@ def colours(png: bytes) -> set[tuple[int, int, int]]:
 
 
 def has_hue(found: set[tuple[int, int, int]], colour: str) -> bool:
-    """Whether a mixture of ``colour`` and white, at least a third of it, is among ``found``."""
+    """Return True if a mixture of ``colour`` and white, at least a third of it, is among ``found``."""
     wanted = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)])
     mixtures = {tuple(np.rint(255 + share * (wanted - 255)).astype(int)) for share in np.linspace(0.34, 1, 500)}
     return bool(mixtures & found)

@@ -1,1 +1,1 @@
-"""Trained models for other software."""
+"""Export of trained models to other software."""

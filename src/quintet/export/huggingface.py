@@ -1,4 +1,4 @@
-"""A run's model and tokenizer as a folder that transformers loads, with a model card."""
+"""Export of a run's model and tokenizer to a folder that transformers loads, with a model card."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from quintet.tokenize.transformers_folder import write_for_transformers
 
 
 class ExportableRun(Protocol):
-    """The members of a trained run that are exported; `quintet.train.trained.TrainedRun` has them."""
+    """The members of a trained run that an export reads; `quintet.train.trained.TrainedRun` has them."""
 
     @property
     def model(self) -> Model: ...
@@ -47,7 +47,7 @@ class ExportableRun(Protocol):
 
 
 def model_card(run: ExportableRun, architecture: str, parameters: int, notes: list[str]) -> str:
-    """Markdown with the front matter that the hub reads."""
+    """Return the model card: Markdown with the front matter that the hub reads."""
     front = {"library_name": "transformers", "tags": ["quintet"], "pipeline_tag": _task(run)}
     rows = {
         "class": architecture,
@@ -117,13 +117,12 @@ def _short(values: dict[str, Any]) -> str:
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OWN_CLASSES = {"AutoModelForCausalLM": "QuintetForCausalLM", "AutoModelForMaskedLM": "QuintetForMaskedLM"}
-_LARGEST_FILE = "5GB"  # as transformers cuts a checkpoint
+_LARGEST_FILE = "5GB"  # the default of transformers
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A folder that was written: the class that loads it, its parameters, and a line for each thing that a user has to
-    know."""
+    """An exported model: the class that loads it, its number of parameters, and lines that the user has to know."""
 
     architecture: str
     parameters: int
@@ -133,9 +132,9 @@ class Exported:
 def export_huggingface(run: ExportableRun, folder: Path, dtype: str = "fp32") -> Exported:
     """Write model, tokenizer, generation settings and model card of ``run`` into ``folder``, weights as ``dtype``.
 
-    ``AutoModelForCausalLM`` and ``AutoTokenizer`` load it with no code of ours wherever one of the library's classes
-    computes the same; where none does, Quintet's own class comes with it. The folder appears when it is whole. Raises
-    UserError when it is not empty, for byte-level parts, or if `transformers` is not installed.
+    ``AutoModelForCausalLM`` and ``AutoTokenizer`` load it without Quintet if one of the library's classes computes the
+    same function; otherwise Quintet's own class is written beside the weights. The folder appears when it is complete.
+    Raises UserError if it is not empty, for byte-level parts, or without `transformers`.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; name a new or an empty folder")
@@ -144,26 +143,26 @@ def export_huggingface(run: ExportableRun, folder: Path, dtype: str = "fp32") ->
             f"{folder}: cannot be written: a byte-level embedding or head spells ids with their bytes, which a "
             "checkpoint of Hugging Face's form has no place for; use the run folder itself"
         )
-    with new_folder(folder) as whole:
-        return _write(run, whole, dtype)
+    with new_folder(folder) as temporary:
+        return _write(run, temporary, dtype)
 
 
 def _write(run: ExportableRun, folder: Path, dtype: str) -> Exported:
     notes = write_for_transformers(run.tokenizer, folder, run.model.context_length, run.bounds.begin)
     end_id = None if run.tokenizer.end_id == NO_END else run.tokenizer.end_id
-    # What a text without a prompt is written after.
+    # The id after which a text without a prompt is generated.
     begin_id = run.bounds.before[0] if run.bounds.before else None
     special = {"bos_token_id": begin_id, "eos_token_id": end_id, "pad_token_id": None}
     if isinstance(run.model, Transformer):
-        found = export_weights(run.model, special)
-        if isinstance(found, list):
+        exported = export_weights(run.model, special)
+        if isinstance(exported, list):
             config, tensors = _own_class(run, special, folder)
             notes.append(
                 f"no class of transformers computes this architecture, so that Quintet's own is named in it: loading "
-                f"it needs `pip install quintet` and trust_remote_code=True ({'; '.join(found)})"
+                f"it needs `pip install quintet` and trust_remote_code=True ({'; '.join(exported)})"
             )
         else:
-            config, tensors = found.config, found.tensors
+            config, tensors = exported.config, exported.tensors
         config.dtype = _DTYPES[dtype]
         _save_tensors(tensors, folder, _DTYPES[dtype])
         config.save_pretrained(folder)
@@ -203,19 +202,19 @@ def _own_class(run: ExportableRun, special: dict[str, int | None], folder: Path)
 def _save_tensors(tensors: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
     from huggingface_hub import save_torch_state_dict
 
-    # Copies, for a tensor that shares memory with another would be written once and under one name.
-    ready = {name: tensor.detach().to("cpu", dtype, copy=True) for name, tensor in tensors.items()}
-    save_torch_state_dict(ready, folder, max_shard_size=_LARGEST_FILE)
+    # Copies, because of tensors that share memory only one would be written.
+    copies = {name: tensor.detach().to("cpu", dtype, copy=True) for name, tensor in tensors.items()}
+    save_torch_state_dict(copies, folder, max_shard_size=_LARGEST_FILE)
 
 
 def _generation(run: ExportableRun, special: dict[str, int | None], architecture: str) -> dict[str, Any]:
-    """The generation settings of the model: those of the checkpoint that it comes from, where it comes from one."""
+    """Return the generation settings: those of the checkpoint that the model was trained from, if any, with our ids."""
     ends = sorted(run.bounds.stop_ids)
-    found = dict(run.sampling) or {"do_sample": True}
-    found |= special | {"eos_token_id": ends[0] if len(ends) == 1 else ends or None}
+    settings = dict(run.sampling) or {"do_sample": True}
+    settings |= special | {"eos_token_id": ends[0] if len(ends) == 1 else ends or None}
     if run.bounds.stops:
-        found["stop_strings"] = list(run.bounds.stops)
-    return found | {"use_cache": architecture not in OWN_CLASSES.values()}
+        settings["stop_strings"] = list(run.bounds.stops)
+    return settings | {"use_cache": architecture not in OWN_CLASSES.values()}
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:

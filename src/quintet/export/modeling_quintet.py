@@ -1,6 +1,6 @@
-"""A transformer of Quintet's as a model of the transformers library.
+"""Quintet's transformer as a model of the transformers library.
 
-This file goes beside the weights of an architecture for which the library has no class of its own; it needs
+An export copies this file beside the weights of an architecture for which the library has no class; it needs
 `pip install quintet`.
 """
 
@@ -20,8 +20,8 @@ from quintet.model.typed import as_list, named_modules
 
 
 class QuintetConfig(PretrainedConfig):
-    """``model`` is the `model` section of the run file; of the ``vocab_size`` rows of the embedding the first
-    ``predicted_ids`` can be predicted."""
+    """The configuration: ``model`` is the `model` section of the run file; the first ``predicted_ids`` of the
+    ``vocab_size`` rows of the embedding can be predicted."""
 
     model_type = "quintet"
 
@@ -60,7 +60,7 @@ class _Quintet(PreTrainedModel):
         return Transformer(part, ids, self.config.max_position_embeddings, rows - ids)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Sines and cosines, which no checkpoint holds, are computed anew when a module has left the meta device."""
+        """Compute sines and cosines, which no checkpoint holds, after a module has left the meta device."""
         if next(module.buffers(recurse=False), None) is None:
             return
         name = next(name for name, part in named_modules(self.transformer) if part is module)
@@ -70,7 +70,8 @@ class _Quintet(PreTrainedModel):
                 buffer.copy_(fresh[leaf])
 
     def _logits(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """[batch, length, predicted_ids]; ``attention_mask`` [batch, length] is 0 for padding, which is on the left."""
+        """Return logits [batch, length, predicted_ids]; ``attention_mask`` [batch, length] is 0 for padding on the
+        left."""
         if attention_mask is None or bool(attention_mask.all()):
             return self.transformer(ids)
         padding = attention_mask.shape[1] - attention_mask.sum(1)
@@ -95,12 +96,12 @@ class QuintetForCausalLM(_Quintet, GenerationMixin):
     def prepare_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> dict[str, Any]:
-        """The whole text each time, for no cache is kept here; `quintet generate` has one."""
+        """Return the whole text each time, because this class has no cache; `quintet generate` has one."""
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 class QuintetForMaskedLM(_Quintet):
-    """Logits of what comes after each token: position i predicts the token at i + 1, hidden there in the input."""
+    """Logits of the token after each position: position i predicts the token at i + 1, which is masked in the input."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **_: Any
@@ -110,7 +111,7 @@ class QuintetForMaskedLM(_Quintet):
 
 
 def _loss(logits: Tensor, labels: Tensor | None) -> Any:
-    """Mean over the ``labels`` [batch, length] that are not -100, each predicted at the position before it."""
+    """Return the mean loss of the ``labels`` [batch, length] that are not -100, each predicted one position before."""
     if labels is None:
         return None
     return cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())

@@ -90,7 +90,7 @@ def described(folder: Path, kind: str, settings: dict[str, Any], **keys: Any) ->
 
 
 def counted(config: HuggingFaceConfig, length: int) -> tuple[float, float]:
-    """What PyTorch's counter sees of a real run, a token."""
+    """The FLOPs per token of a real run by PyTorch's counter."""
     model = build_pretrained(config, ROWS, length, seed=0).eval()
     # Fused kernels and grouped products are not in the counter's table; loops of plain products are.
     for choose in (model.causal.set_attn_implementation, model.causal.set_experts_implementation):

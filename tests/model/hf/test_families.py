@@ -75,11 +75,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("olmo2", SIZES),
 }
 BOTH_FIT = {"mistral": "llama"}
-"""What an export calls a model that two families have."""
+"""The family that an export names for a model of two families."""
 
 
 def made(kind: str, settings: dict[str, Any], folder: Path) -> Any:
-    """A model of theirs whose gains and biases are not what they start with, saved in ``folder``."""
+    """A model of the library with changed gains and biases, saved in ``folder``."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **settings)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
@@ -170,7 +170,7 @@ def test_exported_logits_are_ours(pair) -> None:
 
 
 def loaded(exported: Any) -> Any:
-    """The model of theirs with the exported weights; those that are missing are tied to others."""
+    """The library's model with the exported weights; missing ones are tied to others."""
     model = transformers.AutoModelForCausalLM.from_config(exported.config, attn_implementation="eager").eval()
     found = model.load_state_dict(exported.tensors, strict=False)
     assert not found.unexpected_keys

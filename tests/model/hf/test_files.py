@@ -1,4 +1,4 @@
-"""Which files of a checkpoint count and what they hold, against what transformers reads from the same folder."""
+"""The files of a checkpoint that are read, and their content, against transformers' reading of the same folder."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def imported(folder: Path) -> tuple[Any, list[str]]:
-    """The model that `quintet import` and `model.init` make of ``folder``, and what they say."""
+    """The model that `quintet import` and `model.init` make of ``folder``, and their notes."""
     notes: list[str] = []
     config = TransformerConfig.model_validate(
         model_section(read_config(find_checkpoint(str(folder)), notes.append), str(folder))
@@ -160,7 +160,7 @@ TIED = ["llama", "qwen2", "qwen3", "phi", "gemma", "olmo2", "mistral"]
 
 
 def with_head(folder: Path, kind: str, change: Callable[[dict[str, Tensor]], object]) -> None:
-    """A checkpoint of a model that calls itself tied, whose file holds what ``change`` makes of its tensors."""
+    """A checkpoint of a tied model, whose file holds the tensors after ``change``."""
     from safetensors.torch import load_file, save_file
 
     made(0, kind, tie_word_embeddings=True).save_pretrained(folder)

@@ -299,7 +299,7 @@ def test_flex_attention_is_refused_where_it_cannot_train(build) -> None:
 
 
 def test_flash_attention_gets_documents_in_one_row(build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It finds them by their positions, which needs a batch of one; here another kernel reads what it would."""
+    """FlashAttention finds documents by positions in a batch of one row; here another kernel gets its arguments."""
     model, ids = build("llama", documents=True).eval(), texts()
     documents = (torch.arange(LENGTH) >= 9).long().expand(2, -1)
     expected = model(ids, documents=documents)

@@ -62,7 +62,7 @@ def text(model: PretrainedModel, length: int, seed: int = 0) -> list[int]:
 
 @torch.no_grad()
 def plain(model: PretrainedModel, ids: list[int]) -> Tensor:
-    """The library's logits [length, vocab] of one text, read whole and without a cache."""
+    """The library's logits [length, vocab] of one whole text, without a cache."""
     return model.causal(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :, : model.vocab_size]
 
 
@@ -87,7 +87,7 @@ def best_of_beams(model: PretrainedModel, prompt: list[int], beams: int, count: 
 
 
 class Measured:
-    """What the harness asks for: a model, computed as it is."""
+    """A model as the harness uses it, in fp32."""
 
     def __init__(self, model: PretrainedModel) -> None:
         self.model, self.compute, self.tokenizer = model, self, None
@@ -242,7 +242,7 @@ def test_a_trial_is_made_once_and_again_for_another_model(build: Build, monkeypa
     monkeypatch.setattr(trial, "try_abilities", lambda *args, **named: asked.append(args) or real(*args, **named))
 
     def anew(**keys: Any) -> int:
-        """How many trials a process makes that has made none yet."""
+        """The number of trials of a new process."""
         monkeypatch.setattr(trial, "_known", {})
         asked.clear()
         assert build("gemma2", **keys).abilities == Abilities()

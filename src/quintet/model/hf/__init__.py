@@ -1,1 +1,1 @@
-"""Hugging Face: models of the transformers library, and the transformer's weights in the forms of their families."""
+"""Models of the transformers library, and conversion of our transformer's weights to and from its families."""

@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations of a model of the transformers library, found without its weights."""
+"""Parameters and floating-point operations of a model of the transformers library, counted without its weights."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from quintet.model.hf.pretrained import PretrainedModel
 
 _LONGEST_TRACED = 512
-_READ = 4  # tokens that tell whether a model can be read
+_READ = 4  # tokens of a text that tests if a model can read
 _REPLACED = "_counts_by_matrices"
 _CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "top_k")
 
 
 def count_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length: int) -> ParameterCount:
-    """The exact parameters of ``build_model(config, vocab_size, context_length, ...)``, adapters included.
+    """Return the exact number of parameters of ``build_model(config, vocab_size, context_length, ...)``, with adapters.
 
     Raises UserError as ``outline_pretrained`` does.
     """
@@ -37,11 +37,11 @@ def count_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length:
 
 
 def check_numbers(config: HuggingFaceConfig) -> None:
-    """Raise UserError where numbers of ``model.config`` do not fit one another, as far as that shows without weights:
-    the model cannot be built, or cannot read a text that the same model reads without them."""
+    """Raise UserError if numbers of ``model.config`` do not fit one another, as far as this shows without weights: the
+    model cannot be built, or cannot read a text that the same model reads without these numbers."""
     plain = config.model_copy(update={"lora": None, "gradient_checkpointing": False, "attention_backend": "auto"})
     error = _reading_error(plain)
-    # A model that depends on numbers in the text fails in either case.
+    # A model whose operations depend on values in the text fails in either case.
     if error is not None and _reading_error(plain.model_copy(update={"config": {}})) is None:
         raise error
 
@@ -53,29 +53,29 @@ def _reading_error(config: HuggingFaceConfig) -> UserError | None:
 
     model = _outline(config, 1, _READ)
     ids = torch.zeros(1, _READ, dtype=torch.long, device="meta")
-    found = None
-    # Eager attention repeats heads of keys that other kernels take as they are, and those ask for numbers more often.
+    first_error = None
+    # Eager attention repeats key heads, which other kernels do not, and those read values of tensors more often.
     for attention in (None, "eager"):
         try:
             with reading(config, model.causal), torch.no_grad(), torch.device("meta"), _answers(), _even_splits():
                 _readable(model, attention)(ids)
         except UserError as error:
-            found = found or error
+            first_error = first_error or error
         else:
             return None
-    return found
+    return first_error
 
 
 def pretrained_flops(config: HuggingFaceConfig, vocab_size: int, context_length: int, sequence_length: int) -> Flops:
-    """The cost of a token in training on sequences of ``sequence_length``, as ``torch.utils.flop_counter`` counts the
-    operations of the model itself, laid out without numbers.
+    """Return the cost of a token in training on sequences of ``sequence_length``: the operations of the model on the
+    meta device, counted by ``torch.utils.flop_counter``.
 
-    The attention matrix counts whole, whatever a mask or a window hides of it; of a layer's experts those count that a
-    token is sent to; a frozen matrix has no gradient of its own, and what is computed again for
-    ``gradient_checkpointing`` earns nothing. Long sequences are counted from two short ones: what is linear and what is
-    quadratic in their length is separated. Experts to which a loop over numbers sends tokens count by the matrices of
-    as many as the configuration says are chosen. A model that depends on numbers elsewhere counts by its matrices as a
-    whole, without its attention; ``note`` of the result says so. Raises UserError as ``outline_pretrained`` does.
+    The whole attention matrix counts, including what a mask or a window hides. Of a layer's experts those count that a
+    token is routed to. A frozen matrix has no gradient of its own, and recomputation for ``gradient_checkpointing``
+    does not count. The cost of long sequences follows from two short ones, whose linear and quadratic parts are
+    separated. If a loop over tensor values routes tokens to experts, the matrices of as many experts count as the
+    configuration says are chosen. If other operations depend on tensor values, each matrix of the model counts once and
+    attention does not; ``note`` of the result says so. Raises UserError as ``outline_pretrained`` does.
     """
     plain = config.model_copy(update={"gradient_checkpointing": False, "attention_backend": "auto"})
     return _counted(plain.model_dump_json(), vocab_size, context_length, sequence_length)
@@ -84,7 +84,7 @@ def pretrained_flops(config: HuggingFaceConfig, vocab_size: int, context_length:
 @lru_cache(maxsize=8)
 def _counted(text: str, vocab_size: int, context_length: int, sequence_length: int) -> Flops:
     model = _outline_of(text, vocab_size, context_length)
-    # What depends on numbers fails in many ways.
+    # Operations that depend on tensor values fail on the meta device in many ways.
     refusals = (NotImplementedError, RuntimeError, TypeError, ValueError, LookupError, AttributeError)
     for attempt in (nullcontext, _experts_by_matrices):
         with suppress(*refusals), attempt(model):
@@ -99,16 +99,16 @@ def _by_length(model: PretrainedModel, sequence_length: int) -> Flops:
     lengths = (_LONGEST_TRACED // 2, _LONGEST_TRACED)
     short, long = (_traced(model, length) for length in lengths)
 
-    def at_full_length(one: int, other: int) -> int:
+    def at_full_length(short_cost: int, long_cost: int) -> int:
         # A token costs a + b · length.
-        slope = (other / lengths[1] - one / lengths[0]) / (lengths[1] - lengths[0])
-        return round(other / lengths[1] + slope * (sequence_length - lengths[1]))
+        slope = (long_cost / lengths[1] - short_cost / lengths[0]) / (lengths[1] - lengths[0])
+        return round(long_cost / lengths[1] + slope * (sequence_length - lengths[1]))
 
     return Flops(at_full_length(short[0], long[0]), at_full_length(short[1], long[1]))
 
 
 def _traced(model: PretrainedModel, length: int) -> tuple[int, int]:
-    """Floating-point operations of the forward and of the backward pass over one text of ``length`` tokens."""
+    """Return the floating-point operations of a forward and of a backward pass over one text of ``length`` tokens."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -120,21 +120,23 @@ def _traced(model: PretrainedModel, length: int) -> tuple[int, int]:
         logits.sum().backward()
     model.zero_grad(set_to_none=True)
     forward, backward = (counter.get_total_flops() for counter in counters)
-    # A frozen matrix that is not in the trace has no gradient of its own.
+    # The matrices of replaced experts are not in the trace.
     replaced = [module for module in model.modules() if hasattr(module, _REPLACED)]
-    aside = _matrix_flops(model, [one for module in replaced for one in module.parameters()])
-    return forward + round(aside[0] * length), backward + round(aside[1] * length)
+    untraced = _matrix_flops(model, [parameter for module in replaced for parameter in module.parameters()])
+    return forward + round(untraced[0] * length), backward + round(untraced[1] * length)
 
 
 @contextmanager
 def _experts_by_matrices(model: PretrainedModel) -> Generator[None]:
-    """Within, a module that owns the matrices of all experts returns what it is given, and counts by them."""
+    """Inside the context, modules that own the matrices of all experts return their input, and their matrices are
+    counted without being traced."""
     import torch
 
-    def passed_on(hidden: torch.Tensor, *routing: object) -> torch.Tensor:
-        """``hidden`` [..., width]; every floating-point tensor given gets a gradient, as the experts would give it."""
-        weights = [one for one in routing if isinstance(one, torch.Tensor) and one.is_floating_point()]
-        return sum((one.sum() for one in weights), hidden * 1)
+    def pass_on(hidden: torch.Tensor, *routing: object) -> torch.Tensor:
+        """Return ``hidden`` [..., width] such that each float tensor of ``routing`` gets a gradient, as from
+        experts."""
+        weights = [value for value in routing if isinstance(value, torch.Tensor) and value.is_floating_point()]
+        return sum((weight.sum() for weight in weights), hidden * 1)
 
     owners = [
         module
@@ -144,7 +146,7 @@ def _experts_by_matrices(model: PretrainedModel) -> Generator[None]:
     if not owners:
         raise NotImplementedError("no module owns the matrices of experts")
     for module in owners:
-        module.forward = passed_on
+        module.forward = pass_on
         setattr(module, _REPLACED, True)
     try:
         yield
@@ -155,8 +157,8 @@ def _experts_by_matrices(model: PretrainedModel) -> Generator[None]:
 
 
 def _readable(model: PretrainedModel, attention: str | None = "eager") -> PretrainedModel:
-    """``model`` with ``attention``, or its own, and with experts whose operations are known without numbers, where it
-    has the choice."""
+    """Return ``model`` with ``attention``, or its own, and with an implementation of experts that does not depend on
+    tensor values, if the model has one."""
     causal = model.eval().causal
     for choose, name in (
         (causal.set_attn_implementation, attention),
@@ -169,7 +171,7 @@ def _readable(model: PretrainedModel, attention: str | None = "eager") -> Pretra
 
 
 def _answers() -> Any:
-    """Within, a tensor without numbers that is asked for one says True or 1: no text is padded, nothing is empty."""
+    """A context in which the value of a meta tensor is True or 1: no text is padded, nothing is empty."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -183,12 +185,12 @@ def _answers() -> Any:
 
 
 def _even_splits() -> Any:
-    """Within, a tensor without numbers that is to be a list of sizes says zeros, and what is split by such a list is
-    split evenly: the matrices of experts then have as many tokens together as in a real pass."""
+    """A context in which a meta tensor as a list of sizes is zeros, and a split by such a list is even, so that all
+    experts together have as many tokens as in a real pass."""
     import torch
     from torch.overrides import TorchFunctionMode
 
-    tensor: Any = torch.Tensor  # these methods leave their types open
+    tensor: Any = torch.Tensor  # whose methods lack types
 
     class EvenSplits(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -203,17 +205,18 @@ def _even_splits() -> Any:
 
 
 def _by_matrices(model: PretrainedModel) -> Flops:
-    """Each matrix once for each token, but for the tables that are only read."""
-    head = getattr(model.causal.get_output_embeddings(), "weight", None)  # multiplies also where it is the embedding
+    """Count each matrix once per token, except embeddings, which are only looked up."""
+    head = getattr(model.causal.get_output_embeddings(), "weight", None)  # multiplies even if it is tied
     embeddings = {id(table.weight) for table in _embeddings(model) if table.weight is not head}
-    counts = _matrix_flops(model, [one for one in model.parameters() if id(one) not in embeddings])
+    matrices = [parameter for parameter in model.parameters() if id(parameter) not in embeddings]
+    forward, backward = _matrix_flops(model, matrices)
     name = type(model.causal).__name__
     note = f"counted from the matrices of {name}, attention left out: what it does depends on numbers in the text"
-    return Flops(round(counts[0]), round(counts[1]), note)
+    return Flops(round(forward), round(backward), note)
 
 
 def _matrix_flops(model: PretrainedModel, parameters: Iterable[nn.Parameter]) -> tuple[float, float]:
-    """Operations a token: 2 a number forward, and 2 for each gradient, of which a frozen matrix has one."""
+    """Return the operations per token: 2 per number forward, and 2 per gradient, of which a frozen matrix has one."""
     settings = model.causal.config.get_text_config(decoder=True)
     forward = backward = 0.0
     for parameter in parameters:
@@ -224,9 +227,9 @@ def _matrix_flops(model: PretrainedModel, parameters: Iterable[nn.Parameter]) ->
 
 
 def _share_of_experts(shape: tuple[int, ...], settings: object) -> float:
-    """The part of a parameter that a token is multiplied with: all of a matrix, nothing of a vector, and of the
-    matrices of all experts, which the library keeps in one tensor, those of the chosen ones. Experts that compute
-    nothing are chosen as often as the others."""
+    """Return the share of a parameter that a token is multiplied with: 1 for a matrix, 0 for a vector, and for the
+    matrices of all experts, which the library stores in one tensor, the share of the chosen experts. Experts that
+    compute nothing are chosen as often as the others."""
     if len(shape) == 2:
         return 1.0
     chosen = next((getattr(settings, name) for name in _CHOSEN if getattr(settings, name, None)), None)
@@ -238,7 +241,7 @@ def _share_of_experts(shape: tuple[int, ...], settings: object) -> float:
 
 
 def _embeddings(model: PretrainedModel) -> list[nn.Embedding]:
-    """The tables of tokens and of learned positions, which are read and not multiplied with."""
+    """Return the embeddings of tokens and of learned positions, which are looked up and not multiplied with."""
     from torch import nn
 
     return [module for module in model.modules() if isinstance(module, nn.Embedding)]
@@ -252,5 +255,5 @@ def _outline_of(text: str, vocab_size: int, context_length: int) -> PretrainedMo
 
 
 def _outline(config: HuggingFaceConfig, vocab_size: int, context_length: int) -> PretrainedModel:
-    # The configuration holds a dict, so that it is no key of a cache by itself.
+    # The configuration holds a dict and is not hashable, so that its JSON is the key of the cache.
     return _outline_of(config.model_dump_json(), vocab_size, context_length)

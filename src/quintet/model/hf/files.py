@@ -1,4 +1,4 @@
-"""The files of a checkpoint in Hugging Face's form."""
+"""The files of a checkpoint in Hugging Face's format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _INDEX, _ADAPTER = ".index.json", "adapter_config.json"
 # In the order in which transformers looks for them.
 _WEIGHTS = ("model.safetensors", f"model.safetensors{_INDEX}", "pytorch_model.bin", f"pytorch_model.bin{_INDEX}")
 _OTHER_WEIGHTS = re.compile(r"(model|pytorch_model|consolidated).*\.(safetensors|bin|pth?)|.*\.(gguf|ckpt)")
-POSITIONS = (  # keys of a configuration that hold the most tokens of a text, the first that is there counts
+POSITIONS = (  # keys of a configuration for the longest text, in tokens; the first that is there counts
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "context_length",
     "model_max_length", "max_target_positions",
 )  # fmt: skip
@@ -36,9 +36,9 @@ _MOST_LABELS = 1_000_000
 
 
 def find_checkpoint(name_or_path: str, revision: str | None = None) -> Path:
-    """The folder ``name_or_path``, or that of the hub's repository of this name, downloaded if need be.
+    """Return the folder ``name_or_path``, or the hub's repository of this name, downloaded if it is not here.
 
-    Raises UserError when it is neither, when it holds an adapter alone, or when the hub cannot be reached.
+    Raises UserError if it is neither, holds only an adapter, or the hub cannot be reached.
     """
     folder = local_path(name_or_path)
     refuse_adapter(folder)
@@ -50,22 +50,22 @@ def find_checkpoint(name_or_path: str, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        found = hub.snapshot_download(
+        downloaded = hub.snapshot_download(
             name_or_path, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model"]
         )
-        if not list(Path(found).glob("*.safetensors")):
+        if not list(Path(downloaded).glob("*.safetensors")):
             hub.snapshot_download(name_or_path, revision=revision, allow_patterns=["*.bin"])
     except HFValidationError:
         raise UserError(f"{name_or_path}: is no folder and can be no name on the hub") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{name_or_path}: is no folder here and cannot be had from the hub ({reason})") from None
-    refuse_adapter(Path(found))
-    return Path(found)
+    refuse_adapter(Path(downloaded))
+    return Path(downloaded)
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Raise UserError where ``folder`` holds adapters that peft wrote, which are no model by themselves."""
+    """Raise UserError if ``folder`` holds adapters of peft, which are no model by themselves."""
     file = folder / _ADAPTER
     if not file.is_file():
         return
@@ -79,17 +79,17 @@ def refuse_adapter(folder: Path) -> None:
 
 
 def read_config(folder: Path, say: Callable[[str], object] = lambda line: None) -> dict[str, Any]:
-    """The values of the `config.json` in ``folder``, completed and brought to today's names by `transformers`.
+    """Return the values of the `config.json` in ``folder``, completed by `transformers`, which also renames old keys.
 
-    ``tie_word_embeddings`` follows the tensors beside it: a head that differs from the embedding is a matrix of its
-    own, whatever the file says, and ``say`` gets a line about it. Raises UserError when it cannot be read, or without
-    `transformers`.
+    ``tie_word_embeddings`` follows the stored tensors: a head that differs from the embedding is a matrix of its own,
+    whatever the file says, and ``say`` receives a line about it. Raises UserError if the file cannot be read, or
+    without `transformers`.
     """
     library = require("transformers", "hf", f"{folder}: reading it")
     check_config(folder)
     try:
         values = library.AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
-    except Exception as error:  # whatever the library's many readers stumble over, it is the file that is to be mended
+    except Exception as error:  # the library raises many kinds, and each means that the file is wrong
         raise UserError(f"{folder}/config.json: transformers cannot read it ({one_line(error, lines=1)})") from None
     if values.get("tie_word_embeddings") and head_is_its_own(values.get("model_type", ""), folder):
         values["tie_word_embeddings"] = False
@@ -101,8 +101,8 @@ def read_config(folder: Path, say: Callable[[str], object] = lambda line: None) 
 
 
 def check_config(folder: Path) -> None:
-    """Raise UserError where the `config.json` in ``folder`` cannot be read, or would have `transformers` make a list of
-    endless labels."""
+    """Raise UserError if the `config.json` in ``folder`` cannot be read, or has so many labels that `transformers`
+    would not finish to list them."""
     file = folder / "config.json"
     labels = _read_json(file).get("num_labels")
     if isinstance(labels, int) and labels > _MOST_LABELS:
@@ -111,31 +111,32 @@ def check_config(folder: Path) -> None:
 
 @contextmanager
 def building(where: str) -> Generator[None]:
-    """Within, raise a UserError, beginning with ``where``, if no model of the sizes in its `config.json` can be."""
+    """Inside the context, raise UserError, which starts with ``where``, if no model of the sizes in `config.json`
+    fits."""
     try:
         yield
-    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # the last of numbers beyond 64 bits
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # TypeError: of numbers beyond 64 bits
         raise UserError(
             f"{where}/config.json: no model of its sizes can be made here ({one_line(error, lines=1)})"
         ) from None
 
 
 def positions_of(values: Mapping[str, Any]) -> int | None:
-    """The most tokens of a text by the ``values`` of a `config.json`; None where it does not say, as of a state space
-    model (Mamba) or of biases by distance (Bloom), which have no limit.
+    """Return the length of the longest text, in tokens, by the ``values`` of a `config.json`; None if it has no limit,
+    as for a state space model (Mamba) or biases by distance (Bloom).
 
     >>> positions_of({"n_positions": 1024})
     1024
     """
     text = values.get("text_config") or values
-    found = (text.get(name) for name in POSITIONS)
-    return next((number for number in found if isinstance(number, int) and number > 0), None)
+    limits = (text.get(name) for name in POSITIONS)
+    return next((number for number in limits if isinstance(number, int) and number > 0), None)
 
 
 def head_is_its_own(model_type: str, folder: Path) -> bool:
-    """True where the weights in ``folder`` are of one of the families and their head differs from the embedding.
+    """Return True if the weights in ``folder`` are of one of the families and their head differs from the embedding.
 
-    Raises UserError when they cannot be read.
+    Raises UserError if they cannot be read.
     """
     family = next((family for family in FAMILIES if family.model_type == model_type), None)
     if family is None or weight_files(folder) is None:
@@ -145,42 +146,44 @@ def head_is_its_own(model_type: str, folder: Path) -> bool:
 
 
 def check_finite(name: str, value: Tensor, where: str) -> None:
-    """Raise UserError, beginning with ``where``, when ``value``, of any shape and dtype, is not finite throughout."""
+    """Raise UserError, which starts with ``where``, if ``value``, of any shape and dtype, is not finite throughout."""
     if not torch.isfinite(value.detach().sum(dtype=torch.float32 if value.dtype.is_floating_point else None)):
         raise UserError(f"{where}: {name} holds numbers that are not finite; the checkpoint is damaged")
 
 
-def check_floats(names: Iterable[str], found: Mapping[str, Tensor], where: str) -> None:
-    """Raise UserError, beginning with ``where``, when a tensor of ``found``, of any shape and dtype, that is one of
-    ``names`` holds no floating-point numbers."""
+def check_floats(names: Iterable[str], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise UserError, which starts with ``where``, if one of the ``names`` in ``tensors``, of any shape and dtype,
+    holds no floating-point numbers."""
     for name in names:
-        kind = found.dtype(name) if isinstance(found, Tensors) else found[name].dtype
+        kind = tensors.dtype(name) if isinstance(tensors, Tensors) else tensors[name].dtype
         if not kind.is_floating_point:
             dtype = str(kind).removeprefix("torch.")
             raise UserError(f"{where}: {name} holds numbers of type {dtype} and no floats; take another checkpoint")
 
 
-def differing(found: Mapping[str, Tensor], pairs: Mapping[str, str], base: str) -> list[str]:
-    """Those keys of ``pairs`` whose tensor in ``found``, of any shape and dtype, differs from that of their value,
-    where both are there; names may lack ``base``, with which the names in a model with a head begin."""
-    stored = {name: name if name in found else name.removeprefix(base) for pair in pairs.items() for name in pair}
+def differing(tensors: Mapping[str, Tensor], pairs: Mapping[str, str], base: str) -> list[str]:
+    """Return the keys of ``pairs`` whose tensor in ``tensors``, of any shape and dtype, differs from that of their
+    value, if both exist; names in ``tensors`` may lack the prefix ``base``, which they have in a model with a head."""
+    stored = {name: name if name in tensors else name.removeprefix(base) for pair in pairs.items() for name in pair}
     return [
         one
         for one, other in pairs.items()
-        if stored[one] in found and stored[other] in found and not torch.equal(found[stored[one]], found[stored[other]])
+        if stored[one] in tensors
+        and stored[other] in tensors
+        and not torch.equal(tensors[stored[one]], tensors[stored[other]])
     ]
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The ``files`` that hold the weights of a checkpoint, as `transformers` chooses them, and the names of other
-    weights in its folder, which are ``unread``."""
+    """The ``files`` of a checkpoint's weights that `transformers` chooses, and the names of the ``unread`` ones in its
+    folder."""
 
     files: list[Path]
     unread: list[str]
 
     def notes(self, where: str) -> list[str]:
-        """A line that begins with ``where`` if weights are left out."""
+        """Return a line, which starts with ``where``, if some files of weights are not read."""
         if not self.unread:
             return []
         more = f" and {len(self.unread) - 1} more" if len(self.unread) > 1 else ""
@@ -191,9 +194,9 @@ class WeightFiles:
 
 
 def weight_files(folder: Path) -> WeightFiles | None:
-    """The weights in ``folder``; None where there are none by a name that `transformers` takes.
+    """Return the weights in ``folder``; None if there are none with a name that `transformers` looks for.
 
-    Raises UserError for an index that is damaged or names a file elsewhere, and for a file that is missing.
+    Raises UserError for an index that is damaged or names a file elsewhere, and for a missing file.
     """
     chosen = _read_json(folder / "config.json").get("transformers_weights")
     if chosen is not None and not (isinstance(chosen, str) and (folder / chosen).parent == folder):
@@ -207,12 +210,12 @@ def weight_files(folder: Path) -> WeightFiles | None:
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """The identity of the checkpoint in ``folder``: the commit of a folder in the hub's cache, otherwise the digest of
-    its `config.json` and its weights (see ``files_digest``). Raises UserError as ``weight_files`` does."""
+    """Return the identity of the checkpoint in ``folder``: the commit of a folder in the hub's cache, otherwise the
+    digest of its `config.json` and its weights (see ``files_digest``). Raises UserError as ``weight_files`` does."""
     if folder.parent.name == "snapshots":
         return f"commit {folder.name}"
-    found = weight_files(folder)
-    return f"sha256 {files_digest([folder / 'config.json', *(found.files if found else ())])}"
+    weights = weight_files(folder)
+    return f"sha256 {files_digest([folder / 'config.json', *(weights.files if weights else ())])}"
 
 
 def _weights_in(folder: Path) -> list[str]:
@@ -220,22 +223,22 @@ def _weights_in(folder: Path) -> list[str]:
 
 
 class Tensors(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name, each in its stored shape and dtype and read when it is asked for.
+    """The tensors of a checkpoint by name, each in its stored shape and dtype and read on access.
 
-    ``files`` are one file or several, safetensors or PyTorch's pickles, from which nothing but tensors is unpickled.
-    Raises UserError when there are none, or when a file is damaged.
+    ``files`` are one file or several, safetensors or PyTorch's pickles, from which only tensors are unpickled. Raises
+    UserError if there are none, or a file is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
-        found = weight_files(folder)
-        if found is None:
+        weights = weight_files(folder)
+        if weights is None:
             others = _weights_in(folder)
             hint = f"; {others[0]}, which is there, has no name that transformers looks for" if others else ""
             raise UserError(f"{folder}: holds neither {_WEIGHTS[0]} nor {_WEIGHTS[2]}{hint}")
-        self.files = found
+        self.files = weights
         self._readers: dict[str, Callable[[str], Tensor]] = {}
         self._slices: dict[str, Callable[[str], Any]] = {}
-        for file in found.files:
+        for file in weights.files:
             names, read, part = _opened(file)
             self._readers |= dict.fromkeys(names, read)
             self._slices |= dict.fromkeys(names, part)
@@ -244,10 +247,10 @@ class Tensors(Mapping[str, Tensor]):
         return self._readers[name](name)
 
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype of a tensor, of which no more than one row is read."""
-        one = self._slices[name](name)
-        shape = one.get_shape() if hasattr(one, "get_shape") else one.shape
-        return (one[:1] if shape else one[...]).dtype
+        """Return the dtype of a tensor, of which at most one row is read."""
+        tensor = self._slices[name](name)
+        shape = tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape
+        return (tensor[:1] if shape else tensor[...]).dtype
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._readers)
@@ -257,8 +260,8 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def _opened(file: Path) -> tuple[Iterable[str], Callable[[str], Tensor], Callable[[str], Any]]:
-    """The names of the tensors of ``file``, a function that reads one, in its stored shape and dtype, and one that
-    gives what reads a part of it."""
+    """Return the names of the tensors of ``file``, a function that reads one, in its stored shape and dtype, and one
+    that returns it such that slices are read from it."""
     with file.open("rb") as beginning:
         if beginning.read(len(_POINTER)) == _POINTER:
             raise UserError(f"{file}: is git-lfs' pointer to the weights and not the weights; run git lfs pull")
@@ -266,11 +269,11 @@ def _opened(file: Path) -> tuple[Iterable[str], Callable[[str], Tensor], Callabl
         if file.suffix == ".safetensors":
             opened: Any = safe_open(file, "pt")
             return opened.keys(), opened.get_tensor, opened.get_slice
-        found = _unpickled(file)
-        return found, found.__getitem__, found.__getitem__
+        tensors = _unpickled(file)
+        return tensors, tensors.__getitem__, tensors.__getitem__
     except UserError:
         raise
-    except Exception as error:  # whatever a damaged file makes the libraries stumble over
+    except Exception as error:  # a damaged file makes the libraries raise many kinds
         if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
                 f"{file}: asks for {foreign[1]} when it is unpickled, which is not run; take a checkpoint in "
@@ -284,14 +287,14 @@ def _opened(file: Path) -> tuple[Iterable[str], Callable[[str], Tensor], Callabl
 
 
 def _unpickled(file: Path) -> dict[str, Tensor]:
-    """The tensors of ``file`` in their shapes and dtypes, not read yet where its form allows it."""
+    """Return the tensors of ``file`` in their shapes and dtypes, memory-mapped if its format allows it."""
     # A file from before PyTorch 1.6 is no zip and cannot be mapped.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a pickle of another protocol is refused anyway
-        found: object = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file) or None, weights_only=True)
-    if not is_mapping(found):
-        raise UserError(f"{file}: holds a {type(found).__name__}, not tensors by name; save those alone")
-    for name, value in found.items():
+        content: object = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file) or None, weights_only=True)
+    if not is_mapping(content):
+        raise UserError(f"{file}: holds a {type(content).__name__}, not tensors by name; save those alone")
+    for name, value in content.items():
         if type(name) is not str or not isinstance(value, Tensor):
             raise UserError(f"{file}: holds a {type(value).__name__} as {name!r}; save tensors alone, by name")
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
@@ -299,11 +302,11 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
                 "quantized" if value.is_quantized else "meta" if value.is_meta else str(value.layout)[len("torch.") :]
             )
             raise UserError(f"{file}: {name} is a {kind} tensor; save tensors of plain numbers")
-    return found
+    return content
 
 
 def _indexed(index: Path) -> list[Path]:
-    """The files that ``index`` names, in the order in which they are read."""
+    """Return the files that ``index`` names, in the order in which they are read."""
     try:
         names = sorted(set(_read_json(index)["weight_map"].values()))
         files = [index.parent / name for name in names]
@@ -321,11 +324,11 @@ def _indexed(index: Path) -> list[Path]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = from_json(file.read_bytes())
+        content = from_json(file.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: is damaged ({one_line(error, lines=1)}); copy it again") from None
-    if not is_mapping(found):
-        raise UserError(f"{file}: holds a {type(found).__name__} and no keys; copy it again")
-    return found
+    if not is_mapping(content):
+        raise UserError(f"{file}: holds a {type(content).__name__} and no keys; copy it again")
+    return content

@@ -1,4 +1,4 @@
-"""From a run file's ``model: {kind: huggingface}`` to a model that can be trained."""
+"""Loading of the model of a run file with ``model: {kind: huggingface}``."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ _MOST_LAYERS = 10_000
 
 
 def build_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length: int, seed: int) -> PretrainedModel:
-    """The model of ``config`` in fp32 on the CPU, in training mode.
+    """Build the model of ``config`` in fp32 on the CPU, in training mode.
 
-    ``vocab_size`` counts the tokenizer's ids and ``context_length`` positions, as the caller resolved them. What is
-    random, new weights or adapters, follows from ``seed``; PyTorch's global generator is not touched. Raises UserError
-    for all that the user can mend: a checkpoint that is not there, is of another kind or is too small.
+    ``vocab_size`` is the number of the tokenizer's ids and ``context_length`` that of positions. Random weights or
+    adapters depend only on ``seed``; PyTorch's global generator is not touched. Raises UserError for a checkpoint that
+    does not exist, is of another kind or is too small.
     """
     settings = _settings(config, context_length)
     notes: list[str] = []
@@ -64,14 +64,14 @@ def build_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length:
 
 
 def outline_pretrained(config: HuggingFaceConfig, vocab_size: int, context_length: int) -> PretrainedModel:
-    """The same model without numbers, on the meta device: its parameters have names and shapes.
+    """Build the model on the meta device, where its parameters have names and shapes only.
 
-    Needs the checkpoint's config.json. Weights that are on this machine are compared where it calls them tied, for they
-    may be two. Raises UserError as ``build_pretrained`` does, as far as a problem shows there.
+    It needs the checkpoint's config.json. If the weights are on this machine, those that it calls tied are compared,
+    because they can differ. Raises UserError as ``build_pretrained`` does, as far as problems show without weights.
     """
     settings = _settings(config, context_length)
     with torch.device("meta"):
-        causal = _construct(config, settings).to("meta")  # what is drawn by torch.normal is not there yet
+        causal = _construct(config, settings).to("meta")  # torch.normal ignores the default device
         if config.pretrained and (folder := _stored(config)) and weight_files(folder):
             for name in differing(Tensors(folder), causal.all_tied_weights_keys, f"{causal.base_model_prefix}."):
                 owner, _, leaf = name.rpartition(".")
@@ -82,7 +82,7 @@ def outline_pretrained(config: HuggingFaceConfig, vocab_size: int, context_lengt
 
 
 def _settings(config: HuggingFaceConfig, context_length: int) -> Any:
-    """The library's configuration of the model, with what the run file says instead."""
+    """Return the library's configuration of the model, with the changes in the run file."""
     settings, stored = _described(config)
     for name in config.config:
         if name not in stored and not hasattr(settings, name):
@@ -96,10 +96,10 @@ def _settings(config: HuggingFaceConfig, context_length: int) -> Any:
         _set_rates(settings, config.dropout)
     text = settings.get_text_config(decoder=True)
     layers = getattr(text, "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > _MOST_LAYERS:  # they would be built for hours before a weight is missed
+    if isinstance(layers, int) and layers > _MOST_LAYERS:  # building them would take hours
         raise UserError(f"model.config: {config.name_or_path} says {layers} layers; {_MOST_LAYERS} are the most")
     limit = getattr(text, "max_position_embeddings", None)
-    # XLNet says -1: its positions have no end.
+    # XLNet says -1, because its positions have no limit.
     if limit is not None and 0 < limit < context_length:
         raise UserError(
             f"model.context_length: {context_length} tokens are more than the {limit} positions that "
@@ -110,8 +110,8 @@ def _settings(config: HuggingFaceConfig, context_length: int) -> Any:
 
 
 def _described(config: HuggingFaceConfig) -> tuple[Any, dict[str, Any]]:
-    """The library's configuration of the checkpoint, or of a type of models where no weights are asked for, and its
-    values as they are stored."""
+    """Return the library's configuration of the checkpoint, or of a type of models if no weights are needed, and its
+    stored values."""
     transformers = _library()
     name = config.name_or_path
     folder = local_path(name)
@@ -125,7 +125,7 @@ def _described(config: HuggingFaceConfig) -> tuple[Any, dict[str, Any]]:
         )
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UserError(f"model.name_or_path: {name} holds no config.json; give a folder that save_pretrained wrote")
-    # Left out, trust_remote_code makes the library ask on the terminal.
+    # Without trust_remote_code the library asks on the terminal.
     options: dict[str, Any] = {"revision": config.revision} if config.revision else {}
     options["trust_remote_code"] = config.trust_remote_code
     if folder.is_dir():
@@ -137,20 +137,20 @@ def _described(config: HuggingFaceConfig) -> tuple[Any, dict[str, Any]]:
 
 
 def _set_rates(settings: Any, rate: float) -> None:
-    """Give each dropout that the configuration ``settings`` names the ``rate``, those of its parts included."""
+    """Set the ``rate`` of each dropout in the configuration ``settings``, including its parts."""
     stored: dict[str, Any] = settings.__dict__
     for name, value in stored.items():
         if hasattr(value, "to_dict"):
             _set_rates(value, rate)
         elif is_dropout_rate(name, value):
-            stored[name] = rate  # past the library's check of types, by which some rates are whole numbers
+            stored[name] = rate  # without the library's check of types, which demands integers for some rates
 
 
 def _load(config: HuggingFaceConfig, settings: Any) -> tuple[Any, list[str]]:
-    """The checkpoint's model, with its weights and no others, and a line for each thing that it leaves out or in which
-    its config.json is wrong."""
+    """Return the checkpoint's model with all of its weights, and a line for each tensor that is unused and each error
+    of its config.json."""
     folder = _folder(config)
-    stored = Tensors(folder) if folder else None  # also says what is damaged
+    stored = Tensors(folder) if folder else None  # raises for damaged files
     notes = stored.files.notes(config.name_or_path) if stored else []
     options: dict[str, Any] = {"revision": config.revision} if config.revision else {}
     with _load_errors(config), _backend_errors(config):
@@ -177,7 +177,7 @@ def _load(config: HuggingFaceConfig, settings: Any) -> tuple[Any, list[str]]:
         )
     for name, value in causal.named_parameters():
         check_finite(name, value, config.name_or_path)
-        if stored and name in stored and value.is_floating_point():  # the library casts whatever is there
+        if stored and name in stored and value.is_floating_point():  # the library casts any dtype
             check_floats([name], stored, config.name_or_path)
     if unused := sorted(found["unexpected_keys"]):
         notes.append(
@@ -188,15 +188,15 @@ def _load(config: HuggingFaceConfig, settings: Any) -> tuple[Any, list[str]]:
 
 
 def _untied(config: HuggingFaceConfig, causal: Any) -> list[str]:
-    """Make the configuration of ``causal`` say that its head is no embedding where that is so, for whoever reads what
-    is exported; and say it."""
+    """Correct the configuration of ``causal`` if it ties a head that is not the embedding, so that exports are right,
+    and return a line about it."""
     head, table = causal.get_output_embeddings(), causal.get_input_embeddings()
     settings = causal.config.get_text_config(decoder=True)
     tied = getattr(settings, "tie_word_embeddings", False)
     if not tied or not hasattr(head, "weight") or head.weight is table.weight:
         return []
-    for one in (causal.config, settings):
-        one.tie_word_embeddings = False
+    for section in (causal.config, settings):
+        section.tie_word_embeddings = False
     return [
         f"{config.name_or_path}: config.json says tie_word_embeddings: true, but the head differs from the embedding; "
         "both are kept, as two matrices"
@@ -204,7 +204,7 @@ def _untied(config: HuggingFaceConfig, causal: Any) -> list[str]:
 
 
 def _construct(config: HuggingFaceConfig, settings: Any) -> Any:
-    """The model of ``settings`` as the library initialises it, on PyTorch's default device."""
+    """Build the model of ``settings`` as the library initialises it, on PyTorch's default device."""
     with _load_errors(config), _backend_errors(config):
         return _library().AutoModelForCausalLM.from_config(
             settings,
@@ -223,7 +223,7 @@ def _assemble(
     linear_head: bool,
     abilities: Abilities,
 ) -> PretrainedModel:
-    """``causal`` with the dropout, the frozen weights and the adapters that ``config`` asks for."""
+    """Apply the dropout, frozen weights and adapters of ``config`` to ``causal``."""
     if config.dropout is not None:
         set_dropout(causal, config.dropout)
     if config.gradient_checkpointing:
@@ -244,14 +244,14 @@ def _assemble(
 def _checkpoint_layers(causal: Any) -> None:
     if not causal.supports_gradient_checkpointing:
         raise UserError(f"model.gradient_checkpointing: {type(causal).__name__} cannot do it; set it to false")
-    # The reentrant kind would need an input with a gradient, which frozen embeddings do not give.
+    # The reentrant kind needs an input with a gradient, which frozen embeddings do not give.
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)  # its new name is not yet in all releases
+        warnings.filterwarnings("ignore", category=FutureWarning)  # the new name is not yet in all releases
         causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _with_adapters(causal: Any, lora: LoraConfig) -> Any:
-    """peft's model around ``causal``, whose modules it changes in place."""
+    """Return peft's model around ``causal``, whose modules it changes in place."""
     peft = require("peft", "hf", "model.lora")
     names = [name for name, _ in causal.named_modules()]
     for target in lora.targets or ():
@@ -267,8 +267,8 @@ def _with_adapters(causal: Any, lora: LoraConfig) -> Any:
     )
     try:
         with warnings.catch_warnings():
-            # peft finds out by itself which matrices are stored transposed, and says so each time; the other is between
-            # peft and transformers.
+            # peft detects transposed matrices and warns each time; the other warning concerns only peft and
+            # transformers.
             warnings.filterwarnings("ignore", message="fan_in_fan_out|.*is_gradient_checkpointing")
             adapted = peft.get_peft_model(causal, settings)
     except ValueError as error:
@@ -283,7 +283,7 @@ def _with_adapters(causal: Any, lora: LoraConfig) -> Any:
 
 
 def _targets(lora: LoraConfig) -> str | list[str] | None:
-    """The modules as peft takes them; None lets it choose by the model's family."""
+    """Return the target modules for peft; None lets it choose by the model's family."""
     if lora.targets == _ALL_LINEAR:
         return "all-linear"
     return None if lora.targets is None else list(lora.targets)
@@ -299,7 +299,7 @@ def _check_rows(config: HuggingFaceConfig, causal: Any, vocab_size: int) -> None
 
 
 def _check_abilities(config: HuggingFaceConfig, name: str, abilities: Abilities) -> None:
-    """Refuse what no slower way of reading makes right."""
+    """Raise UserError for a missing ability that no slower way of reading replaces."""
     if not abilities.causal:
         raise UserError(
             f"model.name_or_path: {config.name_or_path} sees the tokens that it is to predict, as encoders do; take a "
@@ -311,22 +311,22 @@ def _check_abilities(config: HuggingFaceConfig, name: str, abilities: Abilities)
 
 @torch.no_grad()
 def _has_linear_head(causal: Any) -> bool:
-    """True where the head takes what the backbone returns and gives the logits, large ones as well."""
+    """Return True if the head maps the result of the backbone to the logits, also if these are large."""
     head, backbone = causal.get_output_embeddings(), causal.base_model
     if not isinstance(head, nn.Linear) or backbone is causal:
         return False
-    taken: list[Tensor] = []
-    given: list[Tensor] = []
+    head_inputs: list[Tensor] = []
+    head_outputs: list[Tensor] = []
 
     def exchange(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Return large logits of the shape and dtype of ``output`` [batch, length, rows] instead of it."""
-        taken.append(inputs[0])
+        head_inputs.append(inputs[0])
         # A soft cap leaves small logits nearly as they are.
-        given.append(torch.linspace(-1000, 1000, output.numel()).view_as(output))
-        return given[-1]
+        head_outputs.append(torch.linspace(-1000, 1000, output.numel()).view_as(output))
+        return head_outputs[-1]
 
     ids = _some_ids(causal, 4)
-    # Not every configuration of the library has a cache with a place for each layer.
+    # Not each configuration of the library has a cache with all layers.
     plain = {"use_cache": False} if "use_cache" in arguments(backbone, causal) else {}
     hook = head.register_forward_hook(exchange)
     try:
@@ -334,23 +334,23 @@ def _has_linear_head(causal: Any) -> bool:
     finally:
         hook.remove()
     features = backbone(input_ids=ids, **plain)[0]
-    return len(taken) == 1 and _alike(logits, given[0]) and _alike(features, taken[0])
+    return len(head_inputs) == 1 and _alike(logits, head_outputs[0]) and _alike(features, head_inputs[0])
 
 
 def _some_ids(causal: Any, length: int) -> Tensor:
-    """int64 ids [1, length] that ``causal`` has."""
+    """Return int64 ids [1, length] in the vocabulary of ``causal``."""
     rows = causal.get_input_embeddings().weight.shape[0]
     return (torch.arange(length) * 7 + 5)[None] % rows
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """True for two tensors of one shape whose floats differ little beside the largest of ``other``."""
+    """Return True for two float tensors of one shape that differ little relative to the largest value of ``other``."""
     return one.shape == other.shape and bool((one - other).abs().max() <= 1e-3 * other.abs().max())
 
 
 @contextmanager
 def _readable_on_a_cpu(causal: Any) -> Generator[None]:
-    """Let a model whose attention needs a GPU be read where it is built."""
+    """Use eager attention inside the context if the model's attention needs a GPU."""
     chosen = causal.config._attn_implementation
     if chosen in ("eager", "sdpa"):
         yield
@@ -364,7 +364,7 @@ def _readable_on_a_cpu(causal: Any) -> Generator[None]:
 
 @contextmanager
 def _load_errors(config: HuggingFaceConfig) -> Generator[None]:
-    """Within, what the library raises for a checkpoint that is not there or is none of this kind is one line."""
+    """Turn the library's errors for a missing or unsuitable checkpoint into UserErrors of one line."""
     name = config.name_or_path
     try:
         yield
@@ -387,7 +387,7 @@ def _load_errors(config: HuggingFaceConfig) -> Generator[None]:
                 f"({one_line(error, lines=1)}); take another checkpoint"
             ) from None
         raise UserError(f"model.config: {name} cannot be built ({one_line(error, lines=1)})") from None
-    except Exception as error:  # whatever a broken folder makes the library stumble over
+    except Exception as error:  # a broken folder makes the library raise many kinds
         raise UserError(f"model.config: {name} cannot be built ({one_line(error, lines=1)})") from None
 
 
@@ -417,23 +417,23 @@ def _source(config: HuggingFaceConfig) -> str:
 
 
 def _folder(config: HuggingFaceConfig) -> Path | None:
-    """The checkpoint's folder; None for a name on the hub."""
+    """Return the checkpoint's folder; None for a name on the hub."""
     folder = local_path(config.name_or_path)
     return folder if folder.is_dir() else None
 
 
 def base_digest(config: HuggingFaceConfig) -> str | None:
-    """The identity of the checkpoint of ``config`` (see ``checkpoint_digest``); None where it is not here yet,
-    or is a type of models alone.
+    """Return the identity of the checkpoint of ``config`` (see ``checkpoint_digest``); None if it is not on this
+    machine, or is only a type of models.
 
-    Raises UserError when its folder is damaged.
+    Raises UserError if its folder is damaged.
     """
     folder = _stored(config)
     return None if folder is None or not (folder / "config.json").is_file() else checkpoint_digest(folder)
 
 
 def _stored(config: HuggingFaceConfig) -> Path | None:
-    """The checkpoint's folder, that in the hub's cache included; None where there is none yet."""
+    """Return the checkpoint's folder, which may be in the hub's cache; None if there is none yet."""
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     if (folder := _folder(config)) is not None:

@@ -1,4 +1,4 @@
-"""A model of the transformers library with the interface of Quintet's own, with the caches that it reads with."""
+"""A model of the transformers library with the interface of our own transformer, and its caches."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from quintet.model.typed import as_list
 
 
 class PretrainedModel(nn.Module):
-    """A causal language model of the transformers library, for text alone.
+    """A causal language model of the transformers library, for text only.
 
-    ``inner`` is the library's model, or peft's model around it where adapters are trained. ``linear_head`` is True
-    where its logits are a product of the backbone's features with a matrix and no more; then a loss need not have them
-    all in memory. Where it is False (a soft cap, a scale, an adapter in the head) ``hidden`` returns the logits. Lines
-    for the user are in ``notes``: what of the checkpoint was left out, where it is wrong, and what is done in a slower
-    way. ``abilities`` are the ways of reading that give what plain reading gives.
+    ``inner`` is the library's model, or peft's model around it if adapters are trained. ``linear_head`` is True if the
+    logits are only a product of the backbone's features with a matrix, so that a loss need not hold all of them in
+    memory. Otherwise (a soft cap, a scale, an adapter in the head) ``hidden`` returns the logits. ``notes`` are lines
+    for the user on what of the checkpoint is unused, where it is wrong, and what the model does in a slower way.
+    ``abilities`` are the ways of reading that give the same result as plain reading.
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class PretrainedModel(nn.Module):
         self.inner = inner
 
     def forward(self, ids: Tensor, *, documents: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
-        """Logits [batch, length, vocab] of the token after each of int64 ``ids`` [batch, length]; see ``hidden``."""
+        """Return logits [batch, length, vocab] of the token after each of int64 ``ids`` [batch, length]; see
+        ``hidden``."""
         return self.logits(self.hidden(ids, documents=documents, prompts=prompts))
 
     def hidden(
@@ -55,13 +56,13 @@ class PretrainedModel(nn.Module):
         prompts: Tensor | None = None,
         cache: Any = None,
     ) -> Tensor:
-        """Features that ``logits`` takes, [batch, length, width or rows], of int64 ``ids`` [batch, length].
+        """Return the input of ``logits``, [batch, length, width or rows], for int64 ``ids`` [batch, length].
 
-        Their dtype is that of the weights, or of autocast. ``documents``, int64 [batch, length], numbers the document
-        of each token, which sees no other and counts its position from where its own begins. ``prompts`` is not read,
-        for these models see backwards only. With ``cache``, from ``start_cache``, ``ids`` continues the positions that
-        are stored there; then only the features of each row's last document mean something, for what comes before it is
-        hidden like padding. Raises UserError for FlexAttention's backward pass on a CPU, which does not exist.
+        Its dtype is that of the weights, or autocast's. ``documents``, int64 [batch, length], is the number of each
+        token's document; a token sees only its document and counts its position from the document's start. ``prompts``
+        is ignored, because these models are causal. With ``cache``, from ``start_cache``, ``ids`` continue the stored
+        positions; then only the features of each row's last document are valid, because earlier documents are masked
+        like padding. Raises UserError for training with FlexAttention on a CPU, which PyTorch does not support.
         """
         if isinstance(cache, TextCache):
             return cache.extend(ids, documents)
@@ -71,23 +72,23 @@ class PretrainedModel(nn.Module):
             return self._read(ids)
         positions = self.positions(ids, documents)
         if "flash" in self._attention:
-            # FlashAttention finds documents where positions restart, and only in a batch of one row.
-            found = self._read(ids.reshape(1, -1), position_ids=positions.reshape(1, -1))
-            return found.view(*ids.shape, -1)
+            # FlashAttention finds documents by restarting positions, and only in a batch of one row.
+            features = self._read(ids.reshape(1, -1), position_ids=positions.reshape(1, -1))
+            return features.view(*ids.shape, -1)
         return self._read(ids, position_ids=positions)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., vocab] of ``hidden`` [..., width or rows], in its dtype or autocast's; rows beyond the
-        tokenizer's ids are cut off."""
-        found = self._head(hidden) if self.linear_head else hidden
-        return found[..., : self.vocab_size]
+        """Map ``hidden`` [..., width or rows] to logits [..., vocab], in its dtype or autocast's, without the rows
+        beyond the tokenizer's ids."""
+        logits = self._head(hidden) if self.linear_head else hidden
+        return logits[..., : self.vocab_size]
 
     def start_cache(
         self, batch: int, capacity: int, *, padding: list[int] | None = None, static: bool = False
-    ) -> Any:  # a PretrainedCache or TextCache; a Decoder gives it back to its model, which pyright cannot know
-        """An empty cache for ``batch`` texts of up to ``capacity`` positions, of which row i begins with ``padding[i]``
-        that hold no token; ``static`` gives its tensors one shape, where the model allows it. The features of whatever
-        is read with it are those of plain reading."""
+    ) -> Any:  # a PretrainedCache or TextCache, which a Decoder passes to the same model again
+        """Return an empty cache for ``batch`` texts of up to ``capacity`` positions; the first ``padding[i]`` positions
+        of row i hold no token. With ``static`` its tensors have one shape, if the model can use such a cache. Reading
+        with the cache gives the features of plain reading."""
         assert padding is None or len(padding) == batch
         can = self.abilities
         side_by_side = can.batch or not (padding or self.config.tells_documents)
@@ -96,47 +97,48 @@ class PretrainedModel(nn.Module):
         return TextCache(self, batch, capacity, padding)
 
     def own_cache(self, capacity: int, padding: list[int] | None = None, *, static: bool = False) -> PretrainedCache:
-        """The library's cache, without regard to what the model can do with it."""
+        """Return the library's cache, whatever the abilities of the model."""
         begins = None if padding is None else torch.tensor(padding, device=self.device)
         return PretrainedCache(self.causal.config, capacity, begins, static=static, skipped=self._skipped)
 
     def positions(self, ids: Tensor, documents: Tensor) -> Tensor:
-        """The positions of ``ids`` in ``documents``, all int64 [batch, length], as the model counts them in a text."""
-        found = document_positions(documents)
+        """Return the positions of ``ids`` in ``documents``, all int64 [batch, length], as the model counts them in a
+        text."""
+        positions = document_positions(documents)
         if self._skipped is None:
-            return found
+            return positions
         counted = (ids != self._skipped).long()
         numbers = counted.cumsum(1)
-        begins = torch.arange(ids.shape[1], device=ids.device) - found
+        begins = torch.arange(ids.shape[1], device=ids.device) - positions
         numbers = numbers - (numbers - counted).gather(1, begins)
         return self._skipped + numbers * counted
 
     def merged(self) -> Any:
-        """The library's model (``transformers.PreTrainedModel``) in fp32, a copy, with adapters folded into the weights
-        that they adapt."""
+        """Return a copy of the library's model (``transformers.PreTrainedModel``) in fp32, with adapters merged into
+        its weights."""
         inner = copy.deepcopy(self.inner)
         return inner if self.config.lora is None else inner.merge_and_unload()
 
     @property
     def causal(self) -> Any:
-        """The library's model, without what peft puts around it."""
+        """The library's model, without peft's wrapper."""
         return self.inner if self.config.lora is None else self.inner.get_base_model()
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """The layers, for what is done to one after the other; the backbone where they cannot be found."""
+        """The layers, or the backbone as a whole if they cannot be found."""
         from transformers.modeling_layers import GradientCheckpointingLayer
 
         return [m for m in self.causal.modules() if isinstance(m, GradientCheckpointingLayer)] or [self._reader]
 
     @property
     def head_weight(self) -> Tensor | None:
-        """The head's matrix [rows, width] of floats; None where the logits are more than a product with it."""
+        """The head's matrix, floats [rows, width]; None if the logits are more than a product with it."""
         return self._head.weight if self.linear_head else None
 
     @property
     def head_bias(self) -> Tensor | None:
-        """The head's bias [rows] of floats, or None."""
+        """The head's bias, floats [rows], or None."""
         return self._head.bias if self.linear_head else None
 
     @property
@@ -162,7 +164,7 @@ class PretrainedModel(nn.Module):
 
     @property
     def _skipped(self) -> int | None:
-        """The id that has no position of its own, where there is one."""
+        """The id that has no position of its own, or None."""
         if self.abilities.positions != "after padding id":
             return None
         return padding_id(self.causal)
@@ -172,31 +174,31 @@ class PretrainedModel(nn.Module):
         return self.causal.config._attn_implementation
 
     def _read(self, ids: Tensor, **more: Any) -> Tensor:
-        """Features, or logits where there is no ``linear_head``, of int64 ``ids`` [batch, length]."""
+        """Return features, or logits without a ``linear_head``, of int64 ``ids`` [batch, length]."""
         if ids.device.type == "cpu" and torch.is_grad_enabled() and self._attention == "flex_attention":
             raise UserError("model.attention_backend: flex_attention cannot train on a CPU; leave it out")
         more["use_cache"] = self._cache_name in more
         if self.abilities.positions == "own":
             more.pop("position_ids", None)
         known = {name: value for name, value in more.items() if name in self._takes}
-        found = self._reader(input_ids=ids, **known)
-        return found.last_hidden_state if self.linear_head else found.logits
+        output = self._reader(input_ids=ids, **known)
+        return output.last_hidden_state if self.linear_head else output.logits
 
 
 def arguments(reader: nn.Module, causal: nn.Module) -> frozenset[str]:
-    """The arguments that ``reader`` takes, which is ``causal`` or a part of it; those of ``causal`` where it passes on
-    all it is given."""
-    own, whole = (frozenset(inspect.signature(one.forward).parameters) for one in (reader, causal))
-    return own if "input_ids" in own else whole
+    """Return the arguments of ``reader``, which is ``causal`` or a part of it; those of ``causal`` if ``reader`` only
+    passes its arguments on."""
+    own, outer = (frozenset(inspect.signature(module.forward).parameters) for module in (reader, causal))
+    return own if "input_ids" in own else outer
 
 
 def padding_id(causal: Any) -> int | None:
-    """The id that the configuration of ``causal`` calls padding, where it names one."""
+    """Return the padding id in the configuration of ``causal``, or None."""
     return getattr(causal.config.get_text_config(decoder=True), "pad_token_id", None)
 
 
 def document_positions(documents: Tensor) -> Tensor:
-    """The position of each token in its document: int64 [batch, length] from int64 ``documents`` [batch, length].
+    """Return the position of each token in its document: int64 [batch, length], like ``documents``.
 
     >>> document_positions(torch.tensor([[0, 0, 0, 1, 1]]))
     tensor([[0, 1, 2, 0, 1]])
@@ -207,11 +209,11 @@ def document_positions(documents: Tensor) -> Tensor:
 
 
 class PretrainedCache:
-    """The transformers library's cache of keys, values and states, and where the text of each row begins.
+    """The transformers library's cache of keys, values and states, and the start of each row's text.
 
-    ``begins``, int64 [batch], counts the positions on the left of each row that nothing sees: padding, and documents
-    before the last. Positions are counted as the model does in training, from the number after ``skipped`` where the
-    model passes over that id.
+    ``begins``, int64 [batch], counts the masked positions on the left of each row: padding, and documents before the
+    last. Positions are counted as the model does in training: from the number after ``skipped`` if the model skips that
+    id.
     """
 
     def __init__(
@@ -226,27 +228,27 @@ class PretrainedCache:
 
     @property
     def length(self) -> int:
-        """Positions that are stored, padding included."""
+        """The number of stored positions, padding included."""
         return int(self.past.get_seq_length()) if self.static else self._length
 
     def next_arguments(self, ids: Tensor, documents: Tensor | None) -> dict[str, Tensor]:
-        """Positions [batch, length] and visible keys [batch, stored] of the next ``ids`` [batch, length], all int64, as
-        the library's arguments.
+        """Return positions [batch, length] and visible keys [batch, stored] of the next ``ids`` [batch, length], all
+        int64, as the library's arguments.
 
-        They are given also where nothing is hidden, as by the library's own ``generate``: not every model counts right
-        by itself.
+        They are passed even if nothing is masked, as the library's own ``generate`` does, because not every model
+        counts right by itself.
         """
         length = ids.shape[1]
-        # The library's growing cache cannot tell its length where all layers keep states and no keys.
+        # The library's growing cache does not know its length if all layers store states and no keys.
         start = self.past.get_seq_length() if self.static else self._length
-        if not self.static:  # a number that changes would make a compiled step be compiled again
+        if not self.static:  # a compiled step would be recompiled for each new number
             self._length += length
         index = torch.arange(length, device=ids.device) + start
         if documents is not None:
             self._begins = self._last_document(documents, index)
             self._last = documents[:, -1]
         begins = torch.zeros_like(ids[:, :1]) if self._begins is None else self._begins[:, None]
-        # A static cache knows its length on the device; the mask has one shape then, whatever the length.
+        # A static cache has its length on the device; its mask has one shape at any length.
         keys = torch.arange(self._capacity if isinstance(start, Tensor) else start + length, device=ids.device)
         positions = (index - begins).clamp(min=0)
         if self._skipped is not None:
@@ -254,9 +256,9 @@ class PretrainedCache:
         return {"position_ids": positions, "attention_mask": (keys >= begins).long()}
 
     def select(self, rows: Tensor | list[int]) -> None:
-        """Make row i of the batch what row ``rows[i]`` was; int64 [new batch].
+        """Replace row i of the batch by the former row ``rows[i]``, int64 [new batch].
 
-        The batch may grow or shrink by it if the cache is not static.
+        The batch size may change if the cache is not static.
         """
         self.past.reorder_cache(torch.as_tensor(rows))
         if self._begins is not None:
@@ -267,16 +269,17 @@ class PretrainedCache:
             self._counted = self._counted[rows]
 
     def _last_document(self, documents: Tensor, index: Tensor) -> Tensor:
-        """The index at which the last of ``documents`` [batch, length] begins, int64 [batch]."""
+        """Return the first index of the last of ``documents`` [batch, length], int64 [batch]."""
         before = documents[:, :1] - 1 if self._last is None else self._last[:, None]
         new = torch.diff(documents, dim=1, prepend=before) != 0
         stored = torch.zeros_like(documents[:, 0]) if self._begins is None else self._begins
         return torch.maximum(torch.where(new, index, 0).amax(1), stored)
 
     def _after(self, skipped: int, ids: Tensor, index: Tensor, begins: Tensor) -> Tensor:
-        """Positions, int64 [batch, length], of ``ids``: ``skipped`` has its own number, the others count on.
+        """Return positions, int64 [batch, length], of ``ids``: ``skipped`` for that id, ascending ones for the others.
 
-        ``index`` [length] are the places of ``ids`` in their rows, ``begins`` [batch, 1] those of the rows' texts.
+        ``index`` [length] are the indices of ``ids`` in their rows, ``begins`` [batch, 1] the starts of the rows'
+        texts.
         """
         counted = (ids != skipped) & (index >= begins)
         before = (
@@ -290,11 +293,11 @@ class PretrainedCache:
 
 
 class TextCache:
-    """The ids of the texts that a model has read, for models whose own cache does not serve all that is asked.
+    """The ids of the texts that a model has read, for models whose own cache lacks an ability.
 
-    Rows that the model's cache can hold side by side are read together, with a cache of their own. A text is read anew
-    where its positions change or its rows are exchanged in a way that this cache cannot follow. Without a cache that
-    serves, each extension reads everything anew. The features are those of plain reading.
+    Rows that the model's cache can hold side by side are read together, with a cache of their own. A text is read again
+    if its positions change or its rows are exchanged in a way that this cache does not support. Without a usable cache
+    each extension reads the whole texts again. The features are those of plain reading.
     """
 
     static = False
@@ -309,26 +312,26 @@ class TextCache:
 
     @property
     def length(self) -> int:
-        """Positions that are stored, padding included."""
+        """The number of stored positions, padding included."""
         return self._ids.shape[1]
 
     def extend(self, ids: Tensor, documents: Tensor | None) -> Tensor:
-        """Add ``ids`` in ``documents``, both int64 [batch, length], and return their features [batch, length, width] in
-        the model's dtype; those of tokens before a row's last document are 0."""
+        """Append ``ids`` in ``documents``, both int64 [batch, length], and return their features [batch, length, width]
+        in the model's dtype; those of tokens before a row's last document are 0."""
         before = self.length
         self._ids = torch.cat([self._ids, ids], 1)
         if documents is not None:
             self._begin_documents(documents, before)
-        features = self._through_caches(before) if self._model.abilities.cache else self._anew()
+        features = self._read_with_caches(before) if self._model.abilities.cache else self._read_again()
         shape = (*ids.shape, features[0][1].shape[-1])
-        found = features[0][1].new_zeros(shape)
-        for rows, some in features:
-            count = min(ids.shape[1], some.shape[1])
-            found[rows, ids.shape[1] - count :] = some[:, some.shape[1] - count :].to(found.dtype)
-        return found
+        result = features[0][1].new_zeros(shape)
+        for rows, part in features:
+            count = min(ids.shape[1], part.shape[1])
+            result[rows, ids.shape[1] - count :] = part[:, part.shape[1] - count :].to(result.dtype)
+        return result
 
     def select(self, rows: Tensor | list[int]) -> None:
-        """Make row i of the batch what row ``rows[i]`` was; int64 [new batch], which may be larger or smaller."""
+        """Replace row i of the batch by the former row ``rows[i]``, int64 [new batch]; the batch size may change."""
         chosen = torch.as_tensor(rows, device=self._ids.device)
         self._ids = self._ids[chosen]
         self._begins = [self._begins[row] for row in as_list(chosen)]
@@ -342,15 +345,15 @@ class TextCache:
             self._parts, self._caches = {}, {}
 
     def _begin_documents(self, documents: Tensor, before: int) -> None:
-        """Remember where the last of ``documents``, int64 [batch, length], begins, after ``before`` positions."""
+        """Store the start of the last of ``documents``, int64 [batch, length], after ``before`` positions."""
         last = documents[:, :1] - 1 if self._documents is None else self._documents[:, None]
         new = torch.diff(documents, dim=1, prepend=last) != 0
         starts = torch.where(new, torch.arange(documents.shape[1], device=new.device) + before, 0).amax(1)
         self._begins = [max(pair) for pair in zip(self._begins, as_list(starts), strict=True)]
         self._documents = documents[:, -1]
 
-    def _through_caches(self, before: int) -> list[tuple[list[int], Tensor]]:
-        """Rows, and their features [rows, length, width] after ``before`` positions, or of more of them, as floats."""
+    def _read_with_caches(self, before: int) -> list[tuple[list[int], Tensor]]:
+        """Return rows with their features, floats [rows, length, width], after ``before`` positions or earlier ones."""
         can = self._model.abilities
         parts: dict[Hashable, list[int]] = {}
         for row, begin in enumerate(self._begins):
@@ -358,57 +361,59 @@ class TextCache:
             parts.setdefault(key, []).append(row)
         if parts != self._parts:
             self._parts, self._caches = parts, {}
-        found: list[tuple[list[int], Tensor]] = []
+        results: list[tuple[list[int], Tensor]] = []
         for key, rows in parts.items():
             first = min(self._begins[row] for row in rows)
             if key not in self._caches:
                 padding = [self._begins[row] - first for row in rows]
                 self._caches[key] = self._model.own_cache(self._capacity - first, padding if any(padding) else None)
                 before = first
-            found.append((rows, self._model.hidden(self._ids[rows, before:], cache=self._caches[key])))
-        return found
+            results.append((rows, self._model.hidden(self._ids[rows, before:], cache=self._caches[key])))
+        return results
 
-    def _anew(self) -> list[tuple[list[int], Tensor]]:
-        """Rows, and the features [rows, length, width] of all their positions, the last on the right, as floats."""
+    def _read_again(self) -> list[tuple[list[int], Tensor]]:
+        """Return rows with the features, floats [rows, length, width], of all their positions, aligned on the right."""
         together: dict[Hashable, list[int]] = {}
         for row, begin in enumerate(self._begins):
             together.setdefault(self._model.abilities.together(self.length - begin), []).append(row)
-        found: list[tuple[list[int], Tensor]] = []
+        results: list[tuple[list[int], Tensor]] = []
         for rows in together.values():
             begins = torch.tensor([self._begins[row] for row in rows], device=self._ids.device)
             first = int(begins.min())
             index = torch.arange(self.length - first, device=self._ids.device)
-            # Texts move to the left, where their positions are those of training, and their features back.
+            # Texts move to the left, so that they have the positions of training; their features move back.
             shift = (begins - first)[:, None]
             to_left, to_right = (index + shift) % len(index), (index - shift) % len(index)
             features = self._model.hidden(self._ids[rows, first:].gather(1, to_left))
-            found.append((rows, features.take_along_dim(to_right[..., None], 1)))
-        return found
+            results.append((rows, features.take_along_dim(to_right[..., None], 1)))
+        return results
 
 
 def _dynamic_cache(config: Any) -> Any:
     from transformers.cache_utils import DynamicCache
 
-    return _of_one_type(DynamicCache)(config=config)
+    return _with_one_dtype(DynamicCache)(config=config)
 
 
 def _static_cache(config: Any, capacity: int) -> Any:
     from transformers.cache_utils import StaticCache, StaticLayer, StaticSlidingWindowLayer
 
-    cache = _of_one_type(StaticCache)(config, max_cache_len=capacity)
-    # A buffer of the window's length counts its tokens outside the graph, so that each would be compiled for anew. In a
-    # longer one the mask hides what the window leaves.
-    cache.layers = [StaticLayer(capacity) if type(one) is StaticSlidingWindowLayer else one for one in cache.layers]
+    cache = _with_one_dtype(StaticCache)(config, max_cache_len=capacity)
+    # A buffer of the window's length counts its tokens outside the graph, so that each token would be compiled again.
+    # In a longer one the mask hides tokens outside the window.
+    cache.layers = [
+        StaticLayer(capacity) if type(layer) is StaticSlidingWindowLayer else layer for layer in cache.layers
+    ]
     return cache
 
 
-def _of_one_type(kind: Any) -> Any:
-    """The library's cache ``kind``, which stores keys in the type of the values: under autocast rotary positions make
-    them fp32, although attention rounds them in any case."""
+def _with_one_dtype(kind: Any) -> Any:
+    """Return the library's cache ``kind`` such that it stores keys in the dtype of the values. Under autocast rotary
+    positions make keys fp32, although attention rounds them in any case."""
 
-    class OneType(kind):
+    class OneDtype(kind):
         def update(self, key_states: Tensor, value_states: Tensor, *more: Any, **named: Any) -> tuple[Tensor, Tensor]:
-            """Store keys and values [batch, kv_heads, length, head_dim] and return all in the type of the values."""
+            """Store keys and values [batch, kv_heads, length, head_dim] and return all in the dtype of the values."""
             return kind.update(self, key_states.to(value_states.dtype), value_states, *more, **named)
 
-    return OneType
+    return OneDtype

@@ -1,7 +1,7 @@
-"""The `model` section of a run file and the `config.json` of a family, one from the other.
+"""Conversion between the `model` section of a run file and the `config.json` of a family.
 
-``architecture`` lists what decides the function that a transformer computes, apart from its weights, and
-``differences`` tells where two of them differ.
+``architecture`` lists all values that decide the function of a transformer apart from its weights, and ``differences``
+compares two such lists.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from quintet.config.embedding_and_head import EmbeddingConfig, HeadConfig
-from quintet.config.keypath import is_list, is_mapping
+from quintet.config.keypath import ABSENT, is_list, is_mapping, lookup
 from quintet.config.model import AttentionConfig, CausalAttentionConfig, TransformerConfig
 from quintet.config.position import (
     LinearScalingConfig,
@@ -35,11 +35,11 @@ ADAPTABLE = (
     "position.scaling",
     "embedding_scale",
 )
-"""Keys that may change while the weights keep their meaning: which tokens see which, how far positions reach."""
+"""Keys that may change while the weights stay usable: which tokens see which, how far positions reach."""
 
 
 def architecture(config: TransformerConfig) -> dict[str, Any]:
-    """Values by key under `model` that decide the function, with those filled in that the run file leaves out.
+    """Return the values, by key under `model`, that decide the function of the transformer, defaults included.
 
     Sizes of the vocabulary and of the context, dropout, initialisation and kernels are not among them.
     """
@@ -62,8 +62,8 @@ def architecture(config: TransformerConfig) -> dict[str, Any]:
         "feedforward.width": config.hidden,
         "feedforward.activation": feedforward.activation,
         "feedforward.bias": feedforward.bias,
-        **{f"embedding.{name}": value for name, value in _of_end(config.embedding).items()},
-        **{f"head.{name}": value for name, value in _of_end(config.head).items()},
+        **{f"embedding.{name}": value for name, value in _end_facts(config.embedding).items()},
+        **{f"head.{name}": value for name, value in _end_facts(config.head).items()},
         "embedding_scale": config.embedding_scale,
         "tie_embeddings": config.tie_embeddings,
         "tie_feedforward": config.tie_feedforward,
@@ -89,16 +89,16 @@ def architecture(config: TransformerConfig) -> dict[str, Any]:
     return facts
 
 
-def _of_end(part: EmbeddingConfig | HeadConfig) -> dict[str, Any]:
-    """The facts of an embedding or a head, but for its norm, which has a default that is said elsewhere."""
+def _end_facts(part: EmbeddingConfig | HeadConfig) -> dict[str, Any]:
+    """Return the facts of an embedding or a head, except its norm, whose default `architecture` resolves."""
     return part.model_dump(exclude={"norm", "dropout", "reconstruction"})
 
 
 def portable(config: TransformerConfig) -> TransformerConfig:
-    """The architecture that computes the same for a document alone and that other software may know.
+    """Return an architecture that computes the same function of a single document and is more common in other software.
 
-    ``portable_weights`` does the same for the weights: each block has its own copy of what blocks share, its low-rank
-    difference added, and features that turn together stand half a head apart.
+    ``portable_weights`` converts the weights: each block has its own copy of shared modules, with its low-rank
+    difference added, and the two features of a rotated pair are half a head apart.
     """
     attention, position = config.attention, config.position
     if isinstance(attention, CausalAttentionConfig) and attention.mask == "causal_document":
@@ -121,8 +121,8 @@ def portable(config: TransformerConfig) -> TransformerConfig:
 
 
 def _biases(config: TransformerConfig, attention: AttentionConfig) -> dict[str, Any]:
-    """The parts of ``config``, with ``attention`` for its own, in which all blocks have a bias where the low-rank
-    differences of some do."""
+    """Return ``attention`` and the feed-forward network of ``config`` with a bias in all blocks if the low-rank
+    differences of some blocks have one."""
     biased = {part: config.difference_bias(part) for part in get_args(SharedPart)}
     if not any(biased.values()):
         return {"attention": attention}
@@ -135,7 +135,7 @@ def _biases(config: TransformerConfig, attention: AttentionConfig) -> dict[str, 
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Values in ``one`` and in ``other`` of each key in which two architectures differ; None where one lacks it.
+    """Return the values in ``one`` and in ``other`` of each key in which they differ; None if one lacks the key.
 
     >>> differences({"width": 64, "block": "pre_norm"}, {"width": 32, "block": "pre_norm"})
     {'width': (64, 32)}
@@ -153,7 +153,7 @@ def _same(one: Any, other: Any) -> bool:
     return one == other
 
 
-_ACTIVATIONS = {  # theirs to ours; the first that names one of ours is the one that is written
+_ACTIVATIONS = {  # theirs to ours; an export uses the first of theirs for one of ours
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -170,24 +170,24 @@ _ACTIVATIONS = {  # theirs to ours; the first that names one of ours is the one 
 _ATTENTION_FACTOR, _FULL, _SLIDING = "attention_factor", "full_attention", "sliding_attention"
 
 
-def model_section(found: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The `model` section for ``found``, the values of a `config.json` as `transformers` completes them.
+def model_section(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the `model` section for ``settings``, the values of a `config.json` as `transformers` completes them.
 
-    It holds only what differs from the defaults. Raises UserError, beginning with ``where``, for a family that is not
-    in the table and for each value for which the transformer has no part.
+    It holds only values that differ from the defaults. Raises UserError, which starts with ``where``, for a family that
+    is not in the table and for each value that our transformer cannot express.
     """
-    family = family_of(found.get("model_type", "none"), where)
+    family = family_of(settings.get("model_type", "none"), where)
     problems: list[str] = []
     values = dict(family.fixed)
     for ours, theirs in family.keys.items():
-        value = found.get(theirs)
+        value = settings.get(theirs)
         if ours == "feedforward.activation":
             value = _known(_ACTIVATIONS, theirs, value, problems)
         elif ours == "attention.scale":
             value = _root_inverse(theirs, value, problems)
         if value is not None:
             values[ours] = value
-    values |= _rotation(found, family, problems) | _window(found, family, problems)
+    values |= _rotation(settings, family, problems) | _window(settings, family, problems)
     huge = [name for name, value in values.items() if isinstance(value, int) and abs(value) >= 2**63]
     if huge:
         theirs = (family.keys.get(name, name) for name in huge)
@@ -195,9 +195,9 @@ def model_section(found: Mapping[str, Any], where: str) -> dict[str, Any]:
     if family.scaled_embedding and isinstance(width := values.get("width"), int) and width > 0:
         values["embedding_scale"] = math.sqrt(width)
     for name, value in family.needs.items():
-        if found.get(name, value) != value:
-            problems.append(f"{name}: {found[name]} (only {value} can be expressed)")
-    if found.get("quantization_config"):
+        if settings.get(name, value) != value:
+            problems.append(f"{name}: {settings[name]} (only {value} can be expressed)")
+    if settings.get("quantization_config"):
         problems.append("quantization_config: the weights are quantised")
     if problems:
         raise UserError(*(f"{where}: {problem}; kind: huggingface trains the model as it is" for problem in problems))
@@ -210,7 +210,7 @@ def model_section(found: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def family_of(model_type: str, where: str) -> Family:
-    """The family of that name. Raises UserError, beginning with ``where``, when there is none."""
+    """Return the family of that name. Raises UserError, which starts with ``where``, if there is none."""
     for family in FAMILIES:
         if family.model_type == model_type:
             return family
@@ -224,7 +224,7 @@ def family_of(model_type: str, where: str) -> Family:
 def huggingface_settings(
     family: Family, config: TransformerConfig, vocab_size: int, context_length: int
 ) -> dict[str, Any]:
-    """The values of a `config.json` of ``family`` that come nearest to ``config``, for ``obstacles`` to compare."""
+    """Return the values of a `config.json` of ``family`` nearest to ``config``, which ``obstacles`` then compares."""
     config = portable(config)
     values = architecture(config) | {
         "vocab_size": vocab_size,
@@ -245,7 +245,7 @@ def huggingface_settings(
     if family.window == "number":
         settings["sliding_window"] = window
     if family.window in ("layer_types", "switch"):
-        # A number has to be there, also where no layer uses it.
+        # A number is needed even if no layer uses it.
         settings["sliding_window"] = window or context_length
         settings["layer_types"] = [_FULL if window is None else _SLIDING] * config.layers
     if family.window == "switch":
@@ -254,9 +254,9 @@ def huggingface_settings(
 
 
 def obstacles(family: Family, config: TransformerConfig, settings: Mapping[str, Any]) -> list[str]:
-    """A line for each difference between what ``settings``, as `transformers` completes them, and ``config`` compute.
+    """Return a line for each difference between ``config`` and ``settings`` as `transformers` completes them.
 
-    They are read back like those of a checkpoint, so that nothing is exported that could not be imported.
+    ``settings`` are read like those of a checkpoint, so that each export can be imported.
     """
     try:
         back = TransformerConfig.model_validate(model_section(settings, family.model_type))
@@ -264,12 +264,12 @@ def obstacles(family: Family, config: TransformerConfig, settings: Mapping[str, 
         return [str(error)]
     except UserError as error:
         return list(error.problems)
-    found = differences(architecture(portable(config)), architecture(back))
-    return [f"model.{name}: {ours} here, {theirs} in {family.model_type}" for name, (ours, theirs) in found.items()]
+    differing = differences(architecture(portable(config)), architecture(back))
+    return [f"model.{name}: {ours} here, {theirs} in {family.model_type}" for name, (ours, theirs) in differing.items()]
 
 
 def _known(table: Mapping[str, Any], name: str, value: Any, problems: list[str]) -> Any:
-    """What ``table`` has for ``value`` of ``name``, which a damaged file may have as anything."""
+    """Return the entry of ``table`` for ``value`` of ``name``, which has any type in a damaged file."""
     if not isinstance(value, str) or value not in table:
         problems.append(f"{name}: {value} is none of {', '.join(table)}")
         return None
@@ -283,15 +283,15 @@ def _root_inverse(name: str, value: Any, problems: list[str]) -> float | None:
     return value**-0.5
 
 
-def _rotation(found: Mapping[str, Any], family: Family, problems: list[str]) -> dict[str, Any]:
-    """The keys of `position` for rotary positions."""
+def _rotation(settings: Mapping[str, Any], family: Family, problems: list[str]) -> dict[str, Any]:
+    """Return the keys of `position` for rotary positions."""
     if family.fixed["position.kind"] != "rope":
         return {}
-    given = found.get("rope_parameters")
+    given = settings.get("rope_parameters")
     if not is_mapping(given):
         problems.append(f"rope_parameters: must be an object with rope_theta, found {given}")
         return {}
-    # What is missing here, or of another type, is refused by the schema.
+    # The schema refuses missing values and values of another type.
     rope = {name: value for name, value in given.items() if value is not None}
     values: dict[str, Any] = {"position.theta": rope.get("rope_theta")}
     if family.partial_rotation:
@@ -308,7 +308,7 @@ def _rotation(found: Mapping[str, Any], family: Family, problems: list[str]) -> 
         case "yarn" if not {"mscale", "mscale_all_dim"} & rope.keys() and rope.get("truncate", True):
             kept = ("factor", "beta_fast", "beta_slow", _ATTENTION_FACTOR)
             scaling = {"kind": "yarn", **{name: rope[name] for name in kept if name in rope}}
-            trained = found.get("max_position_embeddings")
+            trained = settings.get("max_position_embeddings")
             scaling["original_context"] = rope.get("original_max_position_embeddings", trained)
         case other:
             problems.append(f"rope_parameters: rope_type {other} with {', '.join(sorted(rope))} cannot be expressed")
@@ -320,7 +320,7 @@ def _rope_parameters(config: TransformerConfig, position: RopeConfig, partial: b
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": position.theta}
     if partial:
         fraction = config.rotary_dim / config.head_dim
-        # Theirs is rounded down when it is multiplied with the size of a head.
+        # transformers multiplies the fraction with the size of a head and rounds down.
         exact = fraction * config.head_dim >= config.rotary_dim
         rope["partial_rotary_factor"] = fraction if exact else math.nextafter(fraction, 1.0)
     scaling = position.scaling
@@ -333,46 +333,41 @@ def _rope_parameters(config: TransformerConfig, position: RopeConfig, partial: b
     return rope
 
 
-def _window(found: Mapping[str, Any], family: Family, problems: list[str]) -> dict[str, Any]:
+def _window(settings: Mapping[str, Any], family: Family, problems: list[str]) -> dict[str, Any]:
     if family.window == "none":
         return {}
     if family.window != "number":
-        types = found.get("layer_types")
+        types = settings.get("layer_types")
         different = sorted(set(map(str, types))) if is_list(types) else [str(types)]
         if different == [_FULL]:
             return {}
         if different != [_SLIDING]:
             problems.append(f"layer_types: {' and '.join(different)} in one model")
             return {}
-    return {"attention.window": found.get("sliding_window")}
+    return {"attention.window": settings.get("sliding_window")}
 
 
 def _without_defaults(values: dict[str, Any], config: TransformerConfig) -> dict[str, Any]:
-    """``values`` without those that follow from others or are the default."""
-    follows = {
+    """Return ``values`` without those that are derived from others or are the default."""
+    derived = {
         "attention.kv_heads": config.heads,
         "attention.head_dim": config.width / config.heads,
         "attention.scale": config.head_dim**-0.5,
         "attention.output_bias": config.attention.bias,
     }
-    kept = {name: value for name, value in values.items() if name not in follows or value != follows[name]}
-    # A kind that is not the default one cannot be left out, and its keys have defaults of their own.
-    whole = config.model_dump(exclude_defaults=True)
-    return {name: value for name, value in kept.items() if _stands_in(whole, name)}
-
-
-def _stands_in(section: Mapping[str, Any], name: str) -> bool:
-    first, _, rest = name.partition(".")
-    return first in section and (not rest or _stands_in(section[first], rest))
+    kept = {name: value for name, value in values.items() if name not in derived or value != derived[name]}
+    # A kind that is not the default one has to be named, and its keys have defaults of their own.
+    explicit = config.model_dump(exclude_defaults=True)
+    return {name: value for name, value in kept.items() if lookup(explicit, tuple(name.split("."))) is not ABSENT}
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} as {"a": {"b": 1}}."""
-    whole: dict[str, Any] = {}
+    """Return {"a": {"b": 1}} for {"a.b": 1}."""
+    nested: dict[str, Any] = {}
     for name, value in values.items():
         *parents, last = name.split(".")
-        section = whole
+        section = nested
         for parent in parents:
             section = section.setdefault(parent, {})
         section[last] = value
-    return whole
+    return nested

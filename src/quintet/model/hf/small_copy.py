@@ -1,4 +1,5 @@
-"""A small copy of a model of the transformers library: the same kinds of layers, few and narrow, with large weights."""
+"""A small copy of a model of the transformers library: the same kinds of layers, but few, narrow, with large
+weights."""
 
 from __future__ import annotations
 
@@ -16,12 +17,12 @@ from quintet.model.hf.files import POSITIONS
 from quintet.model.typed import named_modules
 
 VOCABULARY = 64  # rows of the copy's embedding
-RESERVED = 8  # ids below are kept for special tokens
-BOUNDARY = 10  # where a copy changes its positions, in tokens, if the model does so within its context
-WINDOW = 6  # what stands for a window, a chunk or a block that is shorter than the context
+RESERVED = 8  # ids below are special tokens
+BOUNDARY = 10  # tokens after which a copy changes its positions, if the model does so within its context
+WINDOW = 6  # tokens of a copy's window, chunk or block, if the model's is shorter than the context
 
-_GAIN = 1.5  # standard deviation of weights times the root of their inputs
-_MOST = 300_000_000  # parameters of a copy that cannot be made narrow
+_GAIN = 1.5  # standard deviation of weights times the square root of the number of inputs
+_MOST = 300_000_000  # parameters of a copy, at most
 _WIDTH = re.compile(
     r"(hidden_size|hidden_dim|hidden_sizes|width|n_embd|n_embed|d_model|dim_model|embed_dim|embedding_size|"
     r"embedding_dim|emb_dim|intermediate_size|dim|ffn\w*|dim_ff|d_ff|n_inner|d_inner|inner_dim|d_ssm|"
@@ -30,11 +31,11 @@ _WIDTH = re.compile(
 )
 _INNER = re.compile(r"^((\w+_)?intermediate_size|ffn_dim|\w+_ffn_dim|n_inner|d_ff)$")
 _INNER_OR_STREAM = re.compile(f"{_INNER.pattern}|^hidden_size$")
-_THIN = 64  # width of what is as narrow as can be
-_KEPT = re.compile(r"vocab|head_?dim|rope|rotary|kernel|conv|latent_dim")  # widths that others do not follow
+_THIN = 64  # the smallest width
+_KEPT = re.compile(r"vocab|head_?dim|rope|rotary|kernel|conv|latent_dim")  # sizes that stay as they are
 _LAYERS = re.compile(r"(hidden_layers|num_layers|n_layers?|coder_layers)$")
 _LENGTH = re.compile(r"(window\w*|chunk_size|chunk_length|block_size|index_topk)$")
-_FAR = 64  # more tokens than a trial's texts have
+_FAR = 64  # tokens, more than a trial's texts have
 _EXPERTS = re.compile(r"(num_\w*experts|n_routed_experts)$")
 _CHOSEN = re.compile(r"(experts_per_tok\w*|moe_topk|moe_top_?k|moe_k|top_k_experts)$")
 _GROUPS = re.compile(r"(n_groups?|ngroups|topk_group|expert_groups?)$")
@@ -43,33 +44,33 @@ _NUMBER = re.compile(r"(idx|index|layer_id|layer_num\w*)$|^_")  # attributes tha
 
 
 def small_copies(causal: Any, context_length: int) -> Iterator[Any]:
-    """Configurations of small copies of ``causal``, the smallest first; the first that can read a text will do.
+    """Yield configurations of small copies of ``causal``, the smallest first; the first that can read a text is used.
 
-    A copy has the first layers, as many as it takes to have each kind once, and is narrow where the library's
-    configuration lets it be. A window, and the length at which positions change, are short enough for the trial's texts
-    to exceed them if a text of ``context_length`` tokens exceeds the original ones.
+    A copy has the first layers, as many as are needed to have one of each kind, and is as narrow as the library's
+    configuration allows. If a text of ``context_length`` tokens exceeds the model's window, or the length at which its
+    positions change, these are so short in the copy that the trial's texts exceed them.
     """
-    whole = causal.config.to_dict()
+    original = causal.config.to_dict()
     total, needed = _layers(causal)
     for layers in dict.fromkeys((needed, total)):
         for heads, thin in ((2, True), (2, False), (4, False), (8, False), (None, False)):
-            values = _shortened(whole, context_length)
+            values = _shortened(original, context_length)
             _cut(values, total, layers)
             if heads is not None:
                 _narrow(values, heads, thin)
             try:
                 yield causal.config.__class__.from_dict(values)
-            except Exception:  # a relation between its numbers is lost, which only the library knows
+            except Exception:  # the numbers no longer fit one another, which only the library knows
                 continue
     yield causal.config
 
 
 def with_large_weights(causal: Any, settings: Any, generator: torch.Generator) -> Any:
-    """A model of ``settings`` and of the class of ``causal``, in fp32 on the CPU, in evaluation mode.
+    """Build a model of ``settings`` and of the class of ``causal``, in fp32 on the CPU, in evaluation mode.
 
-    Its matrices have random weights that keep the size of what passes through them, and its vectors are moved by 0.3,
-    so that whatever a token sees changes its logits. Raises ValueError where the copy would be too large or lacks a
-    kind of layer, and whatever the library raises where the settings do not fit.
+    Its matrices have random weights that keep the scale of the activations, and its vectors get noise of 0.3, so that
+    each token that another one sees changes its logits. Raises ValueError if the copy would be too large or lacks a
+    kind of layer, and the library's errors if the settings do not fit one another.
     """
     make: Callable[..., nn.Module] = causal._from_config
     with torch.device("meta"):
@@ -98,7 +99,7 @@ def with_large_weights(causal: Any, settings: Any, generator: torch.Generator) -
 
 
 def original_lengths(values: dict[str, Any]) -> Iterator[int]:
-    """The lengths, in tokens, for which the configuration ``values`` says that the model was built at first."""
+    """Yield the lengths, in tokens, for which the model was first built according to its configuration ``values``."""
     for part in _parts(values):
         for rope in _ropes(part):
             if rope.get("original_max_position_embeddings"):
@@ -106,48 +107,48 @@ def original_lengths(values: dict[str, Any]) -> Iterator[int]:
 
 
 def _layers(causal: Any) -> tuple[int, int]:
-    """The number of layers, and how many of the first ones have one of each kind, at least two."""
+    """Return the number of layers, and the number of first layers that include each kind, at least two."""
     kinds = [(_structure(layer), _settings(layer)) for layer in _stack(causal)]
     total = max(1, len(kinds))
     return total, min(total, max(2, 1 + max((kinds.index(kind) for kind in kinds), default=0)))
 
 
 def _stack(causal: Any) -> list[nn.Module]:
-    """The layers; none where they cannot be found."""
+    """Return the layers; [] if they cannot be found."""
     lists = [module for module in causal.modules() if isinstance(module, nn.ModuleList) and len(module)]
     count = getattr(causal.config.get_text_config(decoder=True), "num_hidden_layers", None)
     longest = max(lists, key=len, default=nn.ModuleList())
-    return list(next((one for one in lists if len(one) == count), longest))
+    return list(next((layers for layers in lists if len(layers) == count), longest))
 
 
 def _structure(layer: nn.Module) -> tuple[object, ...]:
-    """The parts of a layer, without their widths."""
+    """Return the parts of a layer, without their widths."""
     return tuple((name, type(part), getattr(part, "kernel_size", None)) for name, part in named_modules(layer))
 
 
 def _settings(layer: nn.Module) -> tuple[object, ...]:
-    """The plain settings of a layer's parts and the shapes of their weights, without what counts the layers."""
-    found: list[tuple[str, object]] = []
+    """Return the plain settings of a layer's parts and the shapes of their weights, except indices of layers."""
+    settings: list[tuple[str, object]] = []
     for part in layer.modules():
-        found += ((name, tuple(weight.shape)) for name, weight in part.named_parameters(recurse=False))
-        found += sorted((name, value) for name, value in vars(part).items() if not _NUMBER.search(name))
-    return tuple(pair for pair in found if isinstance(pair[1], bool | int | str | tuple | None))
+        settings += ((name, tuple(weight.shape)) for name, weight in part.named_parameters(recurse=False))
+        settings += sorted((name, value) for name, value in vars(part).items() if not _NUMBER.search(name))
+    return tuple(pair for pair in settings if isinstance(pair[1], bool | int | str | tuple | None))
 
 
 def _parts(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """``values`` of a configuration, and those of each configuration within it."""
+    """Yield the ``values`` of a configuration, and those of each configuration inside it."""
     yield values
     for value in values.values():
         if is_mapping(value) and "model_type" in value:
             yield from _parts(value)
 
 
-def _shortened(whole: dict[str, Any], context_length: int) -> dict[str, Any]:
-    """``whole`` with few rows of the embedding, with the lengths that a text of ``context_length`` tokens exceeds made
-    short enough for the trial's texts to exceed them, and with the others out of reach."""
-    values = copy.deepcopy(whole)
+def _shortened(original: dict[str, Any], context_length: int) -> dict[str, Any]:
+    """Return a copy of ``original`` with few rows of the embedding. Lengths that a text of ``context_length`` tokens
+    exceeds become so short that the trial's texts exceed them, and others so long that they do not."""
+    values = copy.deepcopy(original)
 
-    def moved(length: int, short: int) -> int:
+    def adapted(length: int, short: int) -> int:
         return min(length, short) if length < context_length else max(length, _FAR)
 
     for part in _parts(values):
@@ -157,55 +158,55 @@ def _shortened(whole: dict[str, Any], context_length: int) -> dict[str, Any]:
             elif type(value) is not int:
                 continue
             elif _LENGTH.search(name) and value > 0:
-                part[name] = moved(value, WINDOW)
+                part[name] = adapted(value, WINDOW)
             elif name in POSITIONS:
                 part[name] = max(value, _FAR)
             elif "vocab_size" in name:
                 part[name] = min(value, VOCABULARY)
         for rope in _ropes(part):
             if rope.get("original_max_position_embeddings"):
-                rope["original_max_position_embeddings"] = moved(rope["original_max_position_embeddings"], BOUNDARY)
+                rope["original_max_position_embeddings"] = adapted(rope["original_max_position_embeddings"], BOUNDARY)
     return values
 
 
 def _ropes(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The sections of ``part`` of a configuration that may say for how many positions a model was built at first."""
+    """Yield the sections of ``part`` of a configuration that can hold the original number of positions."""
     yield part
     for name in ("rope_parameters", "rope_scaling"):
-        found = part.get(name)
-        if is_mapping(found):
-            yield found
-            yield from filter(is_mapping, found.values())
+        section = part.get(name)
+        if is_mapping(section):
+            yield section
+            yield from filter(is_mapping, section.values())
 
 
 def _special(value: Any) -> Any:
-    """Ids of special tokens, within the copy's vocabulary."""
+    """Return ids of special tokens, moved into the copy's vocabulary."""
     if is_list(value):
-        return [_special(one) for one in value]
+        return [_special(element) for element in value]
     return VOCABULARY - 1 if type(value) is int and value >= VOCABULARY else value
 
 
 def _cut(values: dict[str, Any], total: int, layers: int) -> None:
-    """Leave the first ``layers`` of ``total``, and of each list that has one value a layer."""
+    """Keep the first ``layers`` of ``total``, also in each list with one value per layer."""
     for part in _parts(values):
         for name, value in part.items():
             if is_list(value) and len(value) == total and total > 1:
                 part[name] = value[:layers]
             elif type(value) is int and _LAYERS.search(name) and value > 1:
-                # What has fewer or more layers than the others keeps to that.
+                # A part that has fewer or more layers than the others still does.
                 part[name] = layers + (value > total) - (value < total)
 
 
 def _narrow(values: dict[str, Any], heads: int, thin: bool) -> None:
-    """Divide all widths and numbers of heads by one number, so that they still fit one another and ``heads`` are left,
-    and leave few experts. The width of a head stays, for the positions are made for it. With ``thin`` the widths that
-    seldom have to fit others are as small as can be."""
+    """Divide all widths and numbers of heads by one number, so that they still fit one another and ``heads`` remain,
+    and keep few experts. The width of a head stays, because positions depend on it. With ``thin``, widths that rarely
+    have to fit others are as small as possible."""
     for part in _parts(values):
         divisor = _divisor(part, heads)
         free = _INNER if part.get("head_dim") is None else _INNER_OR_STREAM
         for name, value in part.items():
-            if is_list(value) and _WIDTH.search(name) and all(type(one) is int for one in value):
-                part[name] = [_part_of(one, divisor) for one in value]
+            if is_list(value) and _WIDTH.search(name) and all(type(width) is int for width in value):
+                part[name] = [_part_of(width, divisor) for width in value]
             if type(value) is not int or _KEPT.search(name):
                 continue
             if _WIDTH.search(name) and value > 1:
@@ -219,18 +220,22 @@ def _narrow(values: dict[str, Any], heads: int, thin: bool) -> None:
 
 
 def _part_of(width: int, divisor: int) -> int:
-    """``width`` / ``divisor``, or a multiple of 8 just below."""
+    """Return ``width`` / ``divisor``, or the multiple of 8 just below."""
     exact = width % divisor == 0 or width < 8 * divisor
     return max(1, width // divisor) if exact else width // divisor // 8 * 8
 
 
 def _divisor(part: dict[str, Any], least: int) -> int:
-    """The number by which a configuration's widths can be divided so that ``least`` heads and 32 dimensions are left;
-    one head where the number of heads has no such divisor."""
+    """Return the number by which a configuration's widths can be divided so that ``least`` heads and 32 dimensions
+    remain, or one head if the number of heads has no such divisor."""
     names = ("hidden_size", "n_embd", "d_model", "dim_model", "embed_dim", "emb_dim")
     width = next((part[name] for name in names if type(part.get(name)) is int), 1)
     names = ("num_attention_heads", "n_head", "n_heads", "decoder_attention_heads", "num_heads", "attention_heads")
     heads = next((part[name] for name in names if type(part.get(name)) is int), width)
-    fitting = [one for one in range(1, heads + 1) if heads % one == 0 and width % (8 * one) == 0 and width // one >= 32]
-    found = max((one for one in fitting if heads // one >= least), default=1)
-    return found if found > 1 else max(fitting, default=1)
+    divisors = [
+        number
+        for number in range(1, heads + 1)
+        if heads % number == 0 and width % (8 * number) == 0 and width // number >= 32
+    ]
+    divisor = max((number for number in divisors if heads // number >= least), default=1)
+    return divisor if divisor > 1 else max(divisors, default=1)

@@ -1,6 +1,5 @@
-"""The families of Hugging Face models that the transformer can express, one entry each.
-
-A family is tables of names and the values that are the same for all its members.
+"""The families of Hugging Face models that our transformer can express, one entry each: tables of names, and the values
+that all members of a family share.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ Names = Mapping[str, str | tuple[str, str, str]]
 
 @dataclass(frozen=True)
 class Family:
-    """A family that a `config.json` calls ``model_type``, with models of the class ``architecture``.
+    """A family with the name ``model_type`` in a `config.json`, whose models have the class ``architecture``.
 
-    ``keys`` pairs keys of our `model` section with keys of the `config.json`, and ``fixed`` holds the values of our
-    section that all members share. ``needs`` are the values of the `config.json` that the transformer can express where
-    it has no part for others. ``window`` is how a `config.json` gives a window: not at all, as a number, as a number
-    and the type of each layer, or as these and a switch.
+    ``keys`` maps keys of our `model` section to keys of the `config.json`, and ``fixed`` holds the values of our
+    section that all members share. ``needs`` are the only values of keys of the `config.json` that our transformer can
+    express. ``window`` is the form of a window in a `config.json`: none, a number, a number and the type of each layer,
+    or these and a switch.
 
-    ``names`` pairs the modules that have weights, ours with theirs, where ``*`` is the number of a block; three names
-    are the projections to queries, keys and values, which are one matrix here. Names begin with ``base`` in a model
-    with a head and not in one without. ``transposed`` matrices have the inputs as rows, and ``norm_offset`` is added to
-    the factors of a norm before they multiply.
+    ``names`` maps our modules with weights to theirs, with ``*`` for the number of a block; three names are the
+    projections to queries, keys and values, which are one matrix here. Names start with ``base`` in a model with a head
+    and not in one without. ``transposed`` matrices are stored as [inputs, outputs], and ``norm_offset`` is added to the
+    factors of a norm.
     """
 
     model_type: str

@@ -1,8 +1,9 @@
-"""Trial of a model of the transformers library: which ways of reading give what plain reading gives.
+"""A trial of a model of the transformers library, which finds the ways of reading that give the logits of plain
+reading.
 
-Nothing is assumed: how a cache, padding, packed texts and exchanged rows change a model's logits is up to the library's
-code for its family and differs from release to release. It is tried on a small copy with large weights
-(``small_copy``), in which every leak shows, and the result is kept for the next time.
+Nothing is assumed: the effect of a cache, padding, packed texts and exchanged rows on a model's logits depends on the
+library's code for its family and differs between releases. It is tried on a small copy with large weights
+(``small_copy``), in which each leak shows, and the result is stored for the next time.
 """
 
 from __future__ import annotations
@@ -34,42 +35,48 @@ from quintet.model.hf.small_copy import (
 )
 from quintet.model.typed import as_list, forked_generator
 
-_RECIPE = 3  # another trial asks anew
-_DRAWS = 2  # of weights: a layer that picks what it sees by a few of them may see the same with one draw
-_TOLERANCE = 1e-3  # of the largest logit; what leaks changes them by tenths
+_RECIPE = 3  # the version of the trial; stored results of another version are not used
+_DRAWS = 2  # of weights, because a layer that selects visible tokens may hide a leak with one draw
+_TOLERANCE = 1e-3  # relative to the largest logit; a leak changes logits by tenths
 _LENGTH = 20  # longest text of the trial, tokens
 _ACROSS, _BELOW, _ABOVE = (4, _LENGTH), (4, BOUNDARY), (BOUNDARY + 2, _LENGTH)
-_SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")  # those that are often at odds
+_SIZES = (
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)  # those that often do not fit one another
 _WAYS = ("cache", "batch", "static", "reorder", "shared", "filled")
 NOTHING = Abilities(**dict.fromkeys(_WAYS, False), documents=False, positions="own")
-_known: dict[str, Abilities] = {}  # of models that this process has tried or looked up
+_known: dict[str, Abilities] = {}  # by digest, for this process
 
 Span = tuple[int, int]
 
 
 def find_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *, linear_head: bool) -> Abilities:
-    """The abilities of ``causal``, a model of the transformers library, with texts of up to ``context_length`` tokens.
+    """Return the abilities of ``causal``, a model of the transformers library, for texts of up to ``context_length``
+    tokens.
 
-    They are looked up where a model of the same configuration and library was tried before on this machine, otherwise
-    tried in a second or two. PyTorch's global generator and settings stay as they are.
+    They are stored results if a model of the same configuration and library was tried on this machine before, otherwise
+    those of a trial of a second or two. PyTorch's global generator and settings are not changed.
     """
     digest = _digest(causal, context_length, linear_head)
     if digest in _known:
         return _known[digest]
     name = f"{digest}.json"
     try:
-        found = Abilities(**from_json((cache_folder("abilities") / name).read_bytes()))
+        abilities = Abilities(**from_json((cache_folder("abilities") / name).read_bytes()))
     except (OSError, ValueError, TypeError):
-        found = try_abilities(config, causal, context_length, linear_head=linear_head)
-        with suppress(OSError):  # what cannot be kept is tried again the next time
-            write_text(cache_folder("abilities") / name, json.dumps(asdict(found), indent=2) + "\n")
-    _known[digest] = found
-    return found
+        abilities = try_abilities(config, causal, context_length, linear_head=linear_head)
+        with suppress(OSError):  # if they cannot be stored, they are tried again the next time
+            write_text(cache_folder("abilities") / name, json.dumps(asdict(abilities), indent=2) + "\n")
+    _known[digest] = abilities
+    return abilities
 
 
 def try_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *, linear_head: bool) -> Abilities:
-    """The same, tried in any case. Where no copy can read a text, nothing is assumed but that later tokens do not
-    change earlier ones."""
+    """Return the abilities of ``causal`` by a trial, without stored results. If no copy can read a text, only causality
+    is assumed."""
     with forked_generator(), torch.device("cpu"), torch.no_grad():
         plain = config.model_copy(update={"lora": None, "documents": False})
         boundary = _boundary(causal, context_length)
@@ -86,7 +93,7 @@ def try_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *
                     if not model(texts).isfinite().all():
                         break
                     found.append(_tried(model, texts, boundary))
-            except Exception:  # a copy whose numbers do not fit one another; the next one is larger
+            except Exception:  # the numbers of the copy do not fit one another; the next copy is larger
                 continue
             if len(found) == _DRAWS:
                 return _of_all(found)
@@ -94,7 +101,7 @@ def try_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *
 
 
 def _of_all(found: list[Abilities]) -> Abilities:
-    """The abilities that each of several draws of the weights shows."""
+    """Return the abilities that all draws of the weights show."""
     same = {name: all(getattr(one, name) for one in found) for name in (*_WAYS, "documents", "causal")}
     boundary = next((one.boundary for one in found if one.boundary is not None), None)
     alike = len({one.positions for one in found}) == 1
@@ -103,15 +110,15 @@ def _of_all(found: list[Abilities]) -> Abilities:
 
 @contextmanager
 def reading(config: HuggingFaceConfig, causal: Any) -> Generator[None]:
-    """Within, where ``causal`` reads a text, raise a UserError about its configuration for whatever it raises.
+    """Turn errors of ``causal`` while it reads a text into errors about its configuration.
 
-    Memory that runs out is no fault of the configuration and passes.
+    Raises UserError for them, except for out-of-memory errors, which are no fault of the configuration.
     """
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever matrices that do not fit one another make of a text
+    except Exception as error:  # matrices that do not fit one another make the library raise many kinds
         key = "config" if config.config or not config.pretrained else "name_or_path"
         settings = causal.config.get_text_config(decoder=True)
         sizes = ", ".join(f"{name}: {getattr(settings, name)}" for name in _SIZES if hasattr(settings, name))
@@ -122,25 +129,25 @@ def reading(config: HuggingFaceConfig, causal: Any) -> Generator[None]:
 
 
 class _Trial:
-    """A ``model`` to try, and its logits for the beginnings of ``texts``, int64 [5, _LENGTH], each read alone."""
+    """A ``model`` to try, and its logits for beginnings of ``texts``, int64 [5, _LENGTH], each read by itself."""
 
     def __init__(self, model: PretrainedModel, texts: Tensor) -> None:
         self.model, self.texts = model, texts
         self._alone: dict[tuple[int, int], Tensor] = {}
 
     def alone(self, row: int, length: int) -> Tensor:
-        """fp32 logits [length, vocab] of the first ``length`` ids of text ``row``."""
+        """Return fp32 logits [length, vocab] of the first ``length`` ids of text ``row``."""
         if (row, length) not in self._alone:
             self._alone[row, length] = self.model(self.texts[row : row + 1, :length])[0]
         return self._alone[row, length]
 
     def read(self, ids: Tensor, cache: Any) -> Tensor:
-        """fp32 logits [batch, length, vocab] of int64 ``ids`` [batch, length] after what ``cache`` holds."""
+        """Return fp32 logits [batch, length, vocab] of int64 ``ids`` [batch, length] after the tokens in ``cache``."""
         return self.model.logits(self.model.hidden(ids, cache=cache))
 
 
 def _tried(model: PretrainedModel, texts: Tensor, boundary: int | None) -> Abilities:
-    """The abilities of ``model`` by its logits for ``texts``, int64 [5, _LENGTH]."""
+    """Return the abilities of ``model`` by its logits for ``texts``, int64 [5, _LENGTH]."""
     model.abilities = Abilities(positions=_positions(model, texts[[0, 2, 3]]))
     trial = _Trial(model, texts)
     found = _of_span(trial, _ACROSS)
@@ -158,7 +165,7 @@ def _tried(model: PretrainedModel, texts: Tensor, boundary: int | None) -> Abili
 
 
 def _of_span(trial: _Trial, span: Span) -> Abilities:
-    """The abilities with texts of a length within ``span``."""
+    """Return the abilities for texts whose length is within ``span``."""
     padding = min(5, span[1] - span[0] - 2)
     batch = _holds(_grows, trial, span, padding, False)
     cache = batch or _holds(_grows, trial, span, 0, False)
@@ -173,22 +180,22 @@ def _of_span(trial: _Trial, span: Span) -> Abilities:
 
 
 def _holds(way: Callable[..., bool], *arguments: Any) -> bool:
-    """True where ``way`` gives what plain reading gives."""
+    """Return True if ``way`` gives the logits of plain reading."""
     try:
         return way(*arguments)
-    except Exception:  # the library raises whatever it likes where a model cannot do this
+    except Exception:  # the library raises many kinds if a model cannot do this
         return False
 
 
 def _grows(trial: _Trial, span: Span, padding: int, static: bool) -> bool:
-    """Let two texts grow by a token at a time, of which the first is shorter by ``padding``."""
+    """Read two texts token by token, of which the first is shorter by ``padding``."""
     begin, end = span
     cache = trial.model.own_cache(_LENGTH, [padding, 0] if padding else None, static=static)
     rows = torch.stack([trial.texts[0].roll(padding), trial.texts[1]])
     first = begin + padding
     for before, length in zip([0, *range(first, end)], range(first, end + 1), strict=True):
         found = trial.read(rows[:, before:length], cache)[:, -1]
-        # At each length, for a layer that picks the few tokens that it sees may pick others at one of them alone.
+        # A layer that selects visible tokens may select wrong ones at a single length, so each length is compared.
         expected = [trial.alone(0, length - padding)[-1], trial.alone(1, length)[-1]]
         if not _alike(found, torch.stack(expected)):
             return False
@@ -196,7 +203,7 @@ def _grows(trial: _Trial, span: Span, padding: int, static: bool) -> bool:
 
 
 def _reorders(trial: _Trial, span: Span) -> bool:
-    """Exchange rows, add some and take some away, as a beam search does."""
+    """Exchange rows, repeat some and remove some, as a beam search does."""
     begin, end = span
     cache = trial.model.own_cache(_LENGTH)
     trial.read(trial.texts[:2, :begin], cache)
@@ -211,14 +218,14 @@ def _reorders(trial: _Trial, span: Span) -> bool:
 
 
 def _shares(trial: _Trial, span: Span) -> bool:
-    """Read two beginnings once, one with padding, and three ends of several tokens after them."""
+    """Read two prefixes once, one with padding, and three continuations of several tokens after them."""
     begin, end = span
     rest = min(8, end - begin - 1)
     texts, cache = trial.texts, trial.model.own_cache(_LENGTH + 1, [1, 0])
     early = trial.read(torch.stack([texts[0, : begin + 1].roll(1), texts[1, : begin + 1]]), cache)
     cache.select(torch.tensor([0, 0, 1]))
     ends = texts[2:5, :rest].clone()
-    ends[0, rest - 2 :] = 0  # filled up on the right
+    ends[0, rest - 2 :] = 0  # padding on the right
     late = trial.read(ends, cache)
     counts = [(0, begin, rest - 2), (0, begin, rest), (1, begin + 1, rest)]
     for row, (of, shared, count) in enumerate(counts):
@@ -229,7 +236,7 @@ def _shares(trial: _Trial, span: Span) -> bool:
 
 
 def _fills(trial: _Trial, span: Span) -> bool:
-    """Read whole texts of each length beside a longer one, with filling on their right."""
+    """Read whole texts of each length beside a longer one, with padding on their right."""
     begin, end = span
     for count in range(begin, end):
         rows = trial.texts[[0, 1, 1], :end].clone()
@@ -256,7 +263,7 @@ def _tells_documents(trial: _Trial) -> bool:
 
 
 def _sees_backwards_only(trial: _Trial) -> bool:
-    """Change the last token of a text whose ids all differ, where the vocabulary has as many."""
+    """Change the last token of a text whose ids all differ, if the vocabulary is large enough."""
     rows = trial.model.causal.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(RESERVED, RESERVED + _LENGTH + 1) % rows)[None]
     text, other = ids[:, :-1], torch.cat([ids[:, :-2], ids[:, -1:]], dim=1)
@@ -264,7 +271,7 @@ def _sees_backwards_only(trial: _Trial) -> bool:
 
 
 def _positions(model: PretrainedModel, texts: Tensor) -> Any:
-    """The rule by which the model counts positions of ``texts``, int64 [batch, length], where it is not told any."""
+    """Return the rule by which the model counts positions of ``texts``, int64 [batch, length], without given ones."""
     expected, one = model(texts), torch.zeros_like(texts)
     for rule in ("from zero", "after padding id"):
         model.abilities = Abilities(positions=rule)
@@ -276,10 +283,10 @@ def _positions(model: PretrainedModel, texts: Tensor) -> Any:
 
 
 def _texts(copy: Any, generator: torch.Generator) -> Tensor:
-    """Random int64 ids [5, _LENGTH], the padding id among them.
+    """Return random int64 ids [5, _LENGTH], the padding id among them.
 
-    The second and the last text repeat a few ids, as models often do: a layer that picks the few tokens that it sees
-    finds equal ones there, and which it takes may depend on the empty places of a cache.
+    The second and the last text repeat a few ids, as models often do. A layer that selects visible tokens finds equal
+    ones there, and its selection may depend on unused positions of a cache.
     """
     count = VOCABULARY - 1 - RESERVED
     found = RESERVED + torch.stack([torch.randperm(count, generator=generator)[:_LENGTH] for _ in range(5)])
@@ -293,12 +300,12 @@ def _texts(copy: Any, generator: torch.Generator) -> Tensor:
 
 
 def _boundary(causal: Any, context_length: int) -> int | None:
-    """The length for which the model was first built by its configuration, where texts exceed it."""
+    """Return the length for which the model was first built by its configuration, if texts can exceed it."""
     return next((one for one in original_lengths(causal.config.to_dict()) if one < context_length), None)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """True for two fp32 tensors of one shape that differ little beside the largest number of ``other``."""
+    """Return True for two fp32 tensors of one shape that differ little relative to the largest value of ``other``."""
     return one.shape == other.shape and bool((one - other).abs().max() <= _TOLERANCE * other.abs().max())
 
 
@@ -310,6 +317,6 @@ def _digest(causal: Any, context_length: int, linear_head: bool) -> str:
         settings.pop(name, None)
     kind = causal.__class__
     source = Path(inspect.getfile(kind)).read_bytes()
-    told = [_RECIPE, transformers.__version__, torch.__version__, kind.__qualname__, context_length, linear_head]
-    told += [settings, causal.config._attn_implementation, hashlib.sha256(source).hexdigest()]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    facts = [_RECIPE, transformers.__version__, torch.__version__, kind.__qualname__, context_length, linear_head]
+    facts += [settings, causal.config._attn_implementation, hashlib.sha256(source).hexdigest()]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Weights under our names and under a family's, in and out, by the family's table of names."""
+"""Conversion of weights between our names and those of a family, by the family's table of names."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ from quintet.model.hf.settings import (
 from quintet.model.hf.table import FAMILIES, Family
 from quintet.model.transformer import Transformer
 
-# What old checkpoints keep beside the weights: constants that follow from the configuration.
+# Old checkpoints store these beside the weights: constants that are derived from the configuration.
 _CONSTANTS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 _PARTS: dict[SharedPart, tuple[str, str]] = {
     "attention_qkv": ("attention.qkv", "attention.qkv_difference"),
     "attention_output": ("attention.output", "attention.output_difference"),
     "feedforward": ("feedforward.", "feedforward_differences."),
 }
-"""The names of parts, and of a block's differences from those that it shares, within a block; where a dot ends them,
-the name of a matrix follows."""
+"""The names inside a block of each part, and of the block's low-rank differences from the shared part; after a final
+dot comes the name of a matrix."""
 
 
 def to_ours(
-    family: Family, config: TransformerConfig, empty: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str
+    family: Family, config: TransformerConfig, empty: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str
 ) -> dict[str, Tensor]:
-    """The fp32 weights of the transformer ``config``, from the tensors ``found`` of a checkpoint in any float dtype.
+    """Return the fp32 weights of the transformer ``config``, from the ``tensors`` of a checkpoint in any float dtype.
 
-    They have the names and the shapes of ``empty``. Raises UserError, beginning with ``where``, when a tensor is
-    missing, is not finite or has another shape, and for a tensor for which the transformer has no place.
+    They have the names and shapes of ``empty``. Raises UserError, which starts with ``where``, for a tensor that is
+    missing, is not finite, has another shape or has no place in the transformer.
     """
-    based = any(name.startswith(family.base) for name in found)
+    based = any(name.startswith(family.base) for name in tensors)
     rows = _rows(config)
     used: set[str] = set()
     embedding, head = (f"{family.names[ours]}.weight".removeprefix(family.base) for ours in ("embedding", "head"))
     weights: dict[str, Tensor] = {}
 
     def take(name: str) -> Tensor:
-        """The fp32 tensor of that name, in its stored shape."""
+        """Return the fp32 tensor of that name, in its stored shape."""
         name = name if based else name.removeprefix(family.base)
-        if name not in found and config.tie_embeddings and head in found and name.endswith(embedding):
-            name = head  # one matrix, kept by the other of its names
-        if name not in found:
+        if name not in tensors and config.tie_embeddings and head in tensors and name.endswith(embedding):
+            name = head  # the tied matrix, stored under its other name
+        if name not in tensors:
             raise UserError(f"{where}: lacks the tensor {name}; the checkpoint is not whole")
         used.add(name)
-        check_floats([name], found, where)
-        value = found[name].float()
+        check_floats([name], tensors, where)
+        value = tensors[name].float()
         check_finite(name, value, where)
         return value
 
@@ -73,13 +73,13 @@ def to_ours(
             found_rows = ", ".join(str(len(part)) for part in parts)
             raise UserError(f"{where}: {theirs[0]}.{leaf} and its two siblings have {found_rows} rows, not {rows}")
         whole = torch.cat(parts) if len(parts) > 1 else parts[0]
-        whole = _turned(whole, family, ours)
+        whole = _transposed(whole, family, ours)
         if whole.shape != empty[name].shape:
             raise UserError(
                 f"{where}: {theirs[0]}.{leaf} has the shape {list(whole.shape)}, not {list(empty[name].shape)}"
             )
         weights[name] = whole + family.norm_offset if _is_norm(ours, leaf) else whole
-    left = [name for name in found if name not in used and not name.endswith(_CONSTANTS)]
+    left = [name for name in tensors if name not in used and not name.endswith(_CONSTANTS)]
     if config.tie_embeddings:  # some checkpoints write the shared matrix twice
         left = [name for name in left if name != head]
     if left:
@@ -90,11 +90,11 @@ def to_ours(
 def to_theirs(
     family: Family, config: TransformerConfig, state: Mapping[str, Tensor], vocab_size: int
 ) -> dict[str, Tensor]:
-    """The tensors of a checkpoint of ``family`` from the weights ``state`` of the transformer ``config``.
+    """Return the tensors of a checkpoint of ``family`` from the weights ``state`` of the transformer ``config``.
 
-    They have the dtypes of ``state`` and the shapes of that family, which may keep queries, keys and values apart and
-    matrices transposed; rows beyond ``vocab_size`` are left out. Each block gets its own copy of what blocks share, its
-    difference added.
+    They have the dtypes of ``state`` and the shapes of the family, which may separate queries, keys and values and
+    transpose matrices; rows beyond ``vocab_size`` are omitted. Each block has its own copy of shared modules, with its
+    low-rank difference added.
     """
     state = portable_weights(config, state)
     tensors: dict[str, Tensor] = {}
@@ -105,14 +105,14 @@ def to_theirs(
         value = state[name] - family.norm_offset if _is_norm(ours, leaf) else state[name]
         if ours in ("embedding", "head"):
             value = value[:vocab_size]
-        value = _turned(value, family, ours)
+        value = _transposed(value, family, ours)
         parts = torch.split(value, _rows(config)) if len(theirs) > 1 else (value,)
         tensors |= {f"{their}.{leaf}": part.contiguous() for their, part in zip(theirs, parts, strict=True)}
     return tensors
 
 
 def portable_weights(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of ``portable(config)`` from those of ``config``, in the same dtypes and in the shapes of a model
+    """Return the weights of ``portable(config)`` from those of ``config``, in their dtypes and in the shapes of a model
     whose blocks share nothing.
 
     The two models compute the same function.
@@ -121,8 +121,8 @@ def portable_weights(config: TransformerConfig, state: Mapping[str, Tensor]) -> 
 
 
 def _unshared(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of blocks that each have their own of what they share in ``state``, in its dtypes: the sum of the
-    shared matrix and the block's difference, and zeros for a bias that the differences of other blocks have."""
+    """Return the weights of ``state``, in its dtypes, with an own copy of shared modules in each block: the sum of the
+    shared matrix and the block's difference, and zeros for a bias that only the differences of other blocks have."""
     weights = {name: value for name, value in state.items() if not name.startswith("shared.")}
     for part, (own, differing) in _PARTS.items():
         shared = {name: value for name, value in state.items() if name.startswith(f"shared.{part}.")}
@@ -145,21 +145,21 @@ def _unshared(config: TransformerConfig, state: Mapping[str, Tensor]) -> dict[st
 def _summed(
     config: TransformerConfig, ours: str, theirs: str, shared: Tensor, weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Weight [outputs, inputs] and bias of the matrix ``ours``, from the ``shared`` one and the difference ``theirs``
-    among ``weights``, in its dtype."""
+    """Return weight [outputs, inputs] and bias of the matrix ``ours``: the sum of the ``shared`` matrix and the
+    difference ``theirs`` in ``weights``, in its dtype."""
     assert config.sharing is not None
     scale = config.sharing.scale
     up, down = weights[f"{theirs}.up"], weights[f"{theirs}.down"]
-    found = {f"{ours}.weight": shared + scale * (up @ down)}
+    summed = {f"{ours}.weight": shared + scale * (up @ down)}
     if f"{theirs}.up_bias" in weights:
         bias = weights[f"{theirs}.up_bias"]
         inner = weights.get(f"{theirs}.down_bias")
-        found[f"{ours}.bias"] = bias if inner is None else bias + scale * (up @ inner)
-    return found
+        summed[f"{ours}.bias"] = bias if inner is None else bias + scale * (up @ inner)
+    return summed
 
 
 def _pairs(family: Family, config: TransformerConfig) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Our name of a module, their name or names of it, and the name of a parameter that it may have."""
+    """Yield our name of a module, the family's name or names of it, and the name of a parameter that it may have."""
     for ours, theirs in family.names.items():
         names = (theirs,) if isinstance(theirs, str) else theirs
         for block in range(config.layers) if "*" in ours else (0,):
@@ -172,7 +172,7 @@ def _pairs(family: Family, config: TransformerConfig) -> Iterator[tuple[str, tup
 
 
 def _rows(config: TransformerConfig) -> list[int]:
-    """Rows of the projections to queries, keys and values."""
+    """Return the numbers of rows of the projections to queries, keys and values."""
     return [heads * config.head_dim for heads in (config.heads, config.kv_heads, config.kv_heads)]
 
 
@@ -180,15 +180,15 @@ def _is_norm(ours: str, leaf: str) -> bool:
     return leaf == "weight" and ours.endswith("norm")
 
 
-def _turned(value: Tensor, family: Family, ours: str) -> Tensor:
-    """``value`` of any dtype; a block's matrix [inputs, outputs] as [outputs, inputs], or back, for some families."""
+def _transposed(value: Tensor, family: Family, ours: str) -> Tensor:
+    """Return ``value`` of any dtype, with a block's matrix transposed if the family stores [inputs, outputs]."""
     return value.t().contiguous() if family.transposed and value.dim() == 2 and ours.startswith("blocks.") else value
 
 
 def _halves(config: TransformerConfig, name: str, value: Tensor) -> Tensor:
-    """``value`` [rows, ...] of any dtype, with features that turn together moved half a head apart.
+    """Return ``value`` [rows, ...] of any dtype with the two features of each rotated pair half a head apart.
 
-    Queries and keys meet in sums over the features of a head, which do not depend on their order.
+    This changes no result, because queries and keys only meet in sums over the features of a head.
     """
     if getattr(config.position, "pairs", "halves") == "halves":
         return value
@@ -205,7 +205,7 @@ def _halves(config: TransformerConfig, name: str, value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Start:
-    """Weights by name, and a note for each key in which their model's architecture was another."""
+    """Weights by name, and a note for each key in which the architecture of their model differed."""
 
     weights: dict[str, Tensor]
     notes: list[str]
@@ -214,11 +214,11 @@ class Start:
 def pretrained_weights(
     path: str, config: TransformerConfig, rows: int, context_length: int, revision: str | None = None
 ) -> Start:
-    """The fp32 weights of the Hugging Face checkpoint ``path``, a folder or a name on the hub, for ``config`` with
-    ``rows`` rows of the embedding and ``context_length`` positions.
+    """Return the fp32 weights of the Hugging Face checkpoint ``path``, a folder or a name on the hub, for ``config``
+    with ``rows`` rows of the embedding and ``context_length`` positions.
 
-    Raises UserError when there is no such checkpoint, when it is of no family in the table, and for every key in which
-    its architecture differs from ``config``, unless that may change (``ADAPTABLE``).
+    Raises UserError if there is no such checkpoint or it is of no family in the table, and for each key in which its
+    architecture differs from ``config``, unless that key may change (``ADAPTABLE``).
     """
     folder = find_checkpoint(path, revision)
     values = read_config(folder)
@@ -246,10 +246,10 @@ def fitted(
     context_length: int,
     where: str,
 ) -> Start:
-    """``weights`` of the transformer ``theirs`` with ``vocab_size`` ids, for ``ours``, in their dtypes.
+    """Fit ``weights`` of the transformer ``theirs`` with ``vocab_size`` ids to ``ours``, in their dtypes.
 
-    Embedding and head become [rows, ...], learned positions [context_length, width]; other shapes stay. Rows that
-    ``theirs`` lacks start as the mean of its rows (Hewitt 2021). Raises UserError as ``pretrained_weights`` does.
+    Embedding and head become [rows, ...], learned positions [context_length, width]; other shapes stay. New rows start
+    as the mean of the old ones (Hewitt 2021). Raises UserError as ``pretrained_weights`` does.
     """
     changed = differences(architecture(ours), architecture(theirs))
     fatal = {name: values for name, values in changed.items() if not name.startswith(ADAPTABLE)}
@@ -258,7 +258,7 @@ def fitted(
             *(f"model.{name}: {mine}, but {where} has {its}" for name, (mine, its) in fatal.items()),
             f"model.init.path: {where} has another architecture; `quintet import` writes the model section for it",
         )
-    found: dict[str, Tensor] = {}
+    resized: dict[str, Tensor] = {}
     for name, value in weights.items():
         if name == "position.weight":
             if len(value) < context_length:
@@ -272,21 +272,21 @@ def fitted(
             value = value[:vocab_size]
             mean = value.mean(dim=0, keepdim=True).expand(rows - vocab_size, *value.shape[1:])
             value = torch.cat([value, mean])
-        found[name] = value
+        resized[name] = value
     adapted = [f"model.{name}: {mine}; {where} was trained with {its}" for name, (mine, its) in changed.items()]
-    return Start(found, adapted)
+    return Start(resized, adapted)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A ``transformers.PretrainedConfig`` and the weights of its model by name; tied ones are there once."""
+    """A ``transformers.PretrainedConfig`` and the weights of its model by name, tied ones once."""
 
     config: Any
     tensors: dict[str, Tensor]
 
 
 def export_weights(model: Transformer, special_ids: dict[str, int | None]) -> Exported | list[str]:
-    """``model`` as the first family that computes the same function; if there is none, the obstacles of the nearest.
+    """Return ``model`` as the first family that computes the same function, or the obstacles of the nearest family.
 
     ``special_ids`` go into the configuration (`bos_token_id`, …). Raises UserError without `transformers`.
     """
@@ -296,7 +296,7 @@ def export_weights(model: Transformer, special_ids: dict[str, int | None]) -> Ex
         settings = huggingface_settings(family, model.config, model.vocab_size, model.context_length)
         try:
             config = library.AutoConfig.for_model(family.model_type, **settings, **special_ids)
-        except ValueError as error:  # a check of its own, as that heads divide the width
+        except ValueError as error:  # checks of transformers, such as that heads divide the width
             missing = [f"{family.model_type}: {str(error).strip().splitlines()[-1]}"]
         else:
             missing = obstacles(family, model.config, config.to_dict())
