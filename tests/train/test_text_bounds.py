@@ -122,7 +122,8 @@ def test_stop_strings_of_the_generation_config_end_a_text(tmp_path: Path) -> Non
 
 def test_sampling_settings_of_a_checkpoint_are_defaults(tmp_path: Path, command) -> None:
     pytest.importorskip("lm_eval")
-    folder = save_chain(tmp_path / "model", CHAIN, do_sample=True, temperature=0.25, top_p=0.5, eos_token_id=[0, 2])
+    settings = {"do_sample": True, "temperature": 0.25, "top_k": 0, "top_p": 0.5}  # a top_k of 0 is none
+    folder = save_chain(tmp_path / "model", CHAIN, **settings, eos_token_id=[0, 2])
     code, out, err = command("generate", str(folder), "--prompt", "Q:", "--json")
     assert (code, json.loads(out)["text"]) == (0, "5")
     assert "generation_config.json of the checkpoint says: temperature 0.25, top_p 0.5" in err

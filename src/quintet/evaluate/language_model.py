@@ -214,6 +214,8 @@ class LanguageModel:
         of_checkpoint: dict[str, Any] = {
             name: checkpoint[name] for name in names if checkpoint.get(name) is not None and name not in given
         }
+        if of_checkpoint.get("top_k") == 0:  # in transformers 0 turns it off
+            del of_checkpoint["top_k"]
         if samples and "temperature" not in given:
             of_checkpoint.setdefault("temperature", 1.0)
         if of_checkpoint and say is not None:
