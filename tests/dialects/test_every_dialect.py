@@ -1,4 +1,4 @@
-"""What holds for every dialect: its keys are the document's, mistakes are found, files are translated both ways."""
+"""Every dialect: its keys are the document's, its mistakes are found, and files are translated both ways."""
 
 from __future__ import annotations
 

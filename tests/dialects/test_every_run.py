@@ -1,4 +1,4 @@
-"""What holds for the runs of every dialect: what trackers get, and that messages name the file's own keys."""
+"""Runs of every dialect: the metrics and files that trackers get, and messages that name the file's own keys."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def base(dialect: str, small_file: SmallFile, tmp_path: Path, monkeypatch: pytes
 
 
 class Servers:
-    """What Weights & Biases and MLflow received: metrics by step, and files by name."""
+    """The metrics by step and the files by name that Weights & Biases and MLflow received."""
 
     def __init__(self) -> None:
         self.wandb: dict[int, dict[str, Any]] = {}
@@ -245,9 +245,9 @@ def bounded_values(key: KeyInfo) -> list[tuple[float, bool]]:
 
 
 def test_a_number_is_bounded_as_the_table_of_keys_says(dialect: str, base: dict[str, Any]) -> None:
-    """What is within is not refused for its size; what is outside is, at its own key and line.
+    """A value within the bounds is not refused for its size; a value outside is, at its own key and line.
 
-    Each file has a value of every key, because all mistakes are told at once.
+    Each file has a value of every key, because all mistakes are reported at once.
     """
     keys = [key for key in dialect_named(dialect).keys if has_bounds(key)]
     assert keys

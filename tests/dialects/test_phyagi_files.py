@@ -220,7 +220,7 @@ def test_the_shipped_model_of_phi_3_medium(tmp_path: Path) -> None:
 
 
 def test_data_and_training_may_be_in_files_of_their_own(tmp_path: Path) -> None:
-    """As in the files of phi-3: one for the data, with keys that newer code no longer knows, and one for the rest."""
+    """The files of phi-3: one for the data, with keys that newer code no longer knows, and one for the rest."""
     entry = {"dataset_path": "a.npy", "use_eos_token": False, "num_shards": 1024, "seq_len": 4096, "weight": 0.1}
     old = {"original_tokenizer": {"pretrained_model_name_or_path": "/tmp/tokenizer"}}
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"dataset": [{**entry, **old}, entry]}))
@@ -319,7 +319,7 @@ def test_a_native_run_is_written_as_one_of_phyagi(make: Make) -> None:
 
 @pytest.mark.parametrize("arguments", [huggingface, lightning])
 def test_the_trainers_of_the_other_libraries_train_as_ours(make: Make, arguments: Callable[..., Made]) -> None:
-    """The same losses, bit for bit, as those of our own loop for the same run."""
+    """The losses are those of Quintet's own loop for the same run, bit for bit."""
     theirs = arguments(make)
     values = yaml.safe_load(theirs.file.read_text())
     ours = make(values | {"quintet": {**values["quintet"], "trainer": {"kind": "quintet"}}})

@@ -16,7 +16,7 @@ from quintet.config.provenance import Problem, RunFileError
 from quintet.config.read import YamlDocument
 
 Purpose = Literal["train", "prepare"]
-"""What a file is read for: to train, or to prepare data that is trained on later."""
+"""The purpose of reading a file: to train, or to prepare data that is trained on later."""
 
 EXTENSION = "quintet"
 """The section of native keys that a file of every dialect may have; they override the translation."""
