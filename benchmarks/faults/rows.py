@@ -245,7 +245,7 @@ def trackers(work: Workspace, tries: int) -> Outcomes:
         name, call = f"tracker-{number}", work.draw.randint(0, 20)
         fault = close_console if number % 3 == 2 else (lambda call=call: fail_from(call))
         ended = work.train(name, "track=[{kind: tensorboard}]", each, fault=fault)
-        told = "nothing is printed any more" if number % 3 == 2 else "fails: "
+        told = "printing has stopped" if number % 3 == 2 else "fails: "
         problems = [] if ended.code == 0 else [f"exit code {ended.code}: {ended.problem or ended.said[-300:]}"]
         problems += [] if told in ended.said else ["its failure is not reported"]
         problems += differences(work.run(name), whole)

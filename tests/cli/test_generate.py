@@ -91,7 +91,7 @@ def test_a_model_that_fills_in_tokens_writes_no_texts(train, command) -> None:
     for verb in ("generate", "chat"):
         code, _, err = command(verb, run)
         assert code == 2
-        assert "learnt to fill in hidden tokens" in err
+        assert "was trained to fill in hidden tokens" in err
 
 
 def talk(monkeypatch: pytest.MonkeyPatch, command, run: str, lines: str, *options: str) -> tuple[str, str]:
@@ -188,7 +188,7 @@ def test_a_checkpoint_that_names_its_length_otherwise_or_has_none_writes_as_tran
     said: list[str] = []
     trained = load_writer("model", say=said.append, precision="fp32")
     assert trained.model.context_length == context
-    note = "model: config.json names no most tokens of a text; 2,048 are the most here"
+    note = "model: config.json names no maximum number of tokens; 2,048 is used"
     assert (note in said) == (context == 2048)
 
     from quintet.config.generation import GenerationSettings

@@ -386,7 +386,7 @@ def test_a_model_that_knows_the_items_by_heart_is_right(by_heart: LanguageModel,
 MISTAKES = [
     ({"tasks": ["arc_esay"]}, {}, "evaluate.tasks: there is no benchmark 'arc_esay'; did you mean arc_easy?"),
     ({"tasks": ["piqa"], "data_dir": "nowhere"}, {}, "evaluate.data_dir: there is no nowhere"),
-    ({"tasks": ["piqa"]}, {"loss": {"kind": "masked"}}, "evaluate.tasks: benchmarks ask how likely a text is"),
+    ({"tasks": ["piqa"]}, {"loss": {"kind": "masked"}}, "evaluate.tasks: benchmarks need the likelihood of a text"),
     ({"tasks_every": 5}, {}, "evaluate.tasks_every: needs one of `tasks`, `text_modeling` and `text_generation`"),
 ]
 

@@ -91,7 +91,7 @@ def test_mistakes_about_the_prompts_are_named(train: Callable[..., str], command
         (name, ("--prompts", "one.txt"), "--prompts: must be two or more beginnings"),
         (name, ("--prompts", "own", "--text", "held-out"), "--prompts: is measured by itself, without --text"),
         (name, ("--prompts", "own", "--samples", "3"), "--samples: is for the held-out data of the run"),
-        (masked, ("--prompts", "own"), "masked: learnt to fill in hidden tokens"),
+        (masked, ("--prompts", "own"), "masked: was trained to fill in hidden tokens"),
     ):
         code, _, error = command("evaluate", run, *options)
         assert code == 2

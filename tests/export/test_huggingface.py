@@ -196,16 +196,17 @@ def test_documents_that_a_run_before_was_trained_on_are_counted(train, capfd) ->
     first = train(name="first", seed=1, **common)
     capfd.readouterr()
     train(name="same", seed=1, **common | begins_with(first))
-    assert "which this run begins with" not in " ".join(capfd.readouterr().out.split())
+    assert "from which this run starts" not in " ".join(capfd.readouterr().out.split())
     second = train(name="second", seed=2, **common | begins_with(first))
     shown = " ".join(capfd.readouterr().out.split())
     ours, theirs = held_out(second), held_out(first)
     assert ours - theirs
-    assert f"runs/first, which this run begins with, had {len(ours - theirs)} of the {len(ours)} documents" in shown
+    count = f"was trained on {len(ours - theirs)} of the {len(ours)} held-out documents"
+    assert f"runs/first, from which this run starts, {count}" in shown
     train(name="third", seed=2, **common | begins_with(second))  # holds out what the second does
     shown = " ".join(capfd.readouterr().out.split())
-    assert "runs/first, which this run begins with, had" in shown
-    assert "runs/second, which this run begins with, had" not in shown
+    assert "runs/first, from which this run starts, was trained on" in shown
+    assert "runs/second, from which this run starts, was trained on" not in shown
 
 
 def test_a_checkpoint_writes_texts_without_a_run(train, command) -> None:
@@ -215,7 +216,7 @@ def test_a_checkpoint_writes_texts_without_a_run(train, command) -> None:
     assert command("generate", "exported", *write)[1] == command("generate", run, *write)[1]
     code, _, err = command("generate", "exported", "--checkpoint", "best")
     assert code == 2
-    assert "--checkpoint best: exported is no run" in err
+    assert "--checkpoint best: exported is not a run" in err
 
 
 def test_a_checkpoint_of_no_family_writes_texts_as_transformers_does(train, command) -> None:

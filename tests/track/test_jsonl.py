@@ -162,7 +162,7 @@ def test_lines_that_are_no_records_are_set_aside_and_the_others_stay(tmp_path: P
     tracker.close()
     assert file.read_bytes() == b"".join(whole[:3]) + b'{"step": 5, "train/loss": 7.5}\n'
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == content
-    assert said == [f"{file}: 1 lines, line 3 first, are no records and are left out; metrics.jsonl.damaged has them"]
+    assert said == [f"{file}: 1 lines, line 3 first, are no records and are dropped; metrics.jsonl.damaged has them"]
 
 
 def test_what_was_written_is_synced_once_with_the_names_of_its_folders(
@@ -203,8 +203,8 @@ def test_what_stands_in_the_place_of_records_and_samples_is_set_aside(tmp_path: 
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 1.5}]
     assert read_samples(tmp_path / "samples/step-000001.txt") == [("sample 0", "the cat")]
     assert said == [
-        f"{tmp_path / 'metrics.jsonl'}: is no file; it is called metrics.jsonl.damaged now",
-        f"{tmp_path / 'samples'}: is no folder; it is called samples.damaged now",
+        f"{tmp_path / 'metrics.jsonl'}: is not a file; it was renamed to metrics.jsonl.damaged",
+        f"{tmp_path / 'samples'}: is not a folder; it was renamed to samples.damaged",
     ]
 
 
@@ -289,7 +289,7 @@ def test_a_disk_that_was_full_for_a_moment_costs_a_record_and_no_more(tmp_path: 
     assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 4]
     assert [line.partition(": ")[0] for line in said] == [
         "Jsonl fails",
-        "Jsonl failed 2 times; it lacks what it was told then",
+        "Jsonl failed 2 times; it lacks these records",
     ]
     assert "No space left on device" in said[0]
 

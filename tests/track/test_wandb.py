@@ -371,7 +371,7 @@ def test_a_server_that_answers_once_and_then_hangs_holds_no_start_up(
         track = served_by(address, monkeypatch)
         if kind == "mlflow":
             track = {"kind": "mlflow", "tracking_uri": address}
-        with pytest.raises(UserError, match="the server has not answered all that was asked within 2 s"):
+        with pytest.raises(UserError, match="the server has not answered all requests within 2 s"):
             build_trackers(tracked(tmp_path, track))
 
 

@@ -176,6 +176,6 @@ def test_what_is_held_out_without_a_loss_is_not_measured(train: Callable[..., st
     name = train(model={}, data=data)
     code, out, error = command("evaluate", name)
     assert (code, out) == (2, "")
-    assert "no token that it holds out has a loss, so that nothing can be measured" in " ".join(error.split())
+    assert "none of its held-out tokens has a loss, so nothing can be measured" in " ".join(error.split())
     code, out, error = command("evaluate", name, "--text", "held-out")
     assert (code, out, "holds no text out" in error) == (2, "", True)

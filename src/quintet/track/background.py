@@ -40,7 +40,7 @@ def within_start(action: Callable[[], Result]) -> Result:
     if errors:
         raise errors[0]
     if not results:
-        raise TimeoutError(f"the server has not answered all that was asked within {_STARTING_SECONDS:.0f} s")
+        raise TimeoutError(f"the server has not answered all requests within {_STARTING_SECONDS:.0f} s")
     return results[0]
 
 

@@ -70,7 +70,7 @@ class CompositeTracker:
         self._each(lambda tracker: tracker.close(status, checkpoint))
         for name, count in self._failures.items():
             if count > 1:
-                self.say(f"{name} failed {count:,} times; it lacks what it was told then")
+                self.say(f"{name} failed {count:,} times; it lacks these records")
 
     def _each(self, act: Callable[[Tracker], object]) -> None:
         for tracker in self.trackers:

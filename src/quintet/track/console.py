@@ -32,7 +32,7 @@ class RunConsole(Console):
         with suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
         with suppress(OSError, ValueError):
-            print(f"nothing is printed any more ({one_line(error)}); training goes on", file=sys.stderr, flush=True)
+            print(f"printing has stopped ({one_line(error)}); training goes on", file=sys.stderr, flush=True)
 
 
 class Reporter:

@@ -47,7 +47,7 @@ class JsonlTracker:
         for path, usable in ((self._file, self._file.is_file()), (self._samples, self._samples.is_dir())):
             if path.exists() and not usable:
                 kind, aside = "file" if path == self._file else "folder", set_aside(path)
-                say(f"{path}: is no {kind}; it is called {aside.name} now")
+                say(f"{path}: is not a {kind}; it was renamed to {aside.name}")
         if self._file.exists():
             _keep_until(self._file, first_step, tuple(_GROUPS[name] for name in due if name in _GROUPS), say)
         last_sample = first_step - ("samples" in due)
@@ -258,6 +258,6 @@ def _keep_until(file: Path, step: int, again: tuple[str, ...], say: Callable[[st
         os.fsync(kept.fileno())
     if bad:
         aside = set_aside(file)
-        say(f"{file}: {bad:,} lines, line {first:,} first, are no records and are left out; {aside.name} has them")
+        say(f"{file}: {bad:,} lines, line {first:,} first, are no records and are dropped; {aside.name} has them")
     os.replace(unfinished, file)
     sync_folder(file.parent)

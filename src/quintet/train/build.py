@@ -78,7 +78,7 @@ def build_engine(
     strategy = choose_strategy(config.parallel, environment, state_bytes_of(config, model))
     if strategy.sharded and compute.precision == "fp16":
         raise UserError(
-            "train.precision: fp16 scales its loss, which is not done for sharded weights; take bf16 or fp32"
+            "train.precision: fp16 needs a scaled loss, which is not supported for sharded weights; take bf16 or fp32"
         )
     if strategy.sharded:
         check_sharded(config.optimizer)

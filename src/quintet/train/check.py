@@ -129,11 +129,11 @@ def _check_benchmarks(config: RunConfig) -> None:
     check_tasks(config.evaluate.tasks, "evaluate.tasks")
     if config.loss.kind == "masked" or getattr(getattr(config.model, "attention", None), "kind", "") == "bidirectional":
         raise UserError(
-            "evaluate.tasks: benchmarks ask how likely a text is from left to right, and this model fills in hidden "
-            "tokens or reads in both directions; leave them out"
+            "evaluate.tasks: benchmarks need the likelihood of a text from left to right, and this model fills in "
+            "hidden tokens or reads in both directions; remove them"
         )
     if isinstance(config.data.packing, MusicPackingConfig) or config.tokenizer.kind == "ids":
-        raise UserError("evaluate.tasks: the tokens of this run are no text, and benchmarks are texts; leave them out")
+        raise UserError("evaluate.tasks: the tokens of this run are not text, and benchmarks are; remove them")
     if config.evaluate.data_dir is not None:
         check_data_dir(config.evaluate.data_dir, "evaluate.data_dir")
 

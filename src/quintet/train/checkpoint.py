@@ -122,9 +122,7 @@ class Checkpointer:
 
     def _prepare_folder(self) -> list[int]:
         if self.folder.is_symlink() and not self.folder.exists():
-            raise UserError(
-                f"{self.folder}: is a link to {os.readlink(self.folder)}, which is not there; bring it back"
-            )
+            raise UserError(f"{self.folder}: is a link to {os.readlink(self.folder)}, which does not exist; restore it")
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder}: is a file where the checkpoints belong; move it away")
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ def newest_whole(
         return found
     if damaged:
         kind = UserError if speaks else FailedElsewhere
-        raise kind(*(f"{line}; no other is whole; move the run's folder away to start anew" for line in damaged))
+        raise kind(*(f"{line}; no other is whole; move the run's folder away to start again" for line in damaged))
     return None
 
 
@@ -244,6 +244,6 @@ def _damaged(path: Path, fault: str) -> UserError:
     mend = (
         f"move it away to use step {others[-1]}"
         if others
-        else "there is no other; move the run's folder away to start anew"
+        else "there is no other; move the run's folder away to start again"
     )
     return UserError(f"{path}: the checkpoint is damaged: {fault}; {mend}")

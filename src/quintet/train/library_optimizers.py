@@ -24,9 +24,9 @@ _SET_BY_QUINTET = {
 }
 _SECOND_PASS = "it computes the loss or its gradient again within a step"
 _WRAPS = "it wraps another optimizer"
-_MATRICES = "it is for hidden matrices alone"
-_NOT_RESUMABLE = "it has a state that a checkpoint does not bring back, so that a continued run would differ"
-_RATE_0 = "it cannot keep the weights where they are while the learning rate is 0"
+_MATRICES = "it is only for hidden matrices"
+_NOT_RESUMABLE = "a checkpoint cannot restore its state, so a continued run would differ"
+_RATE_0 = "it cannot step at a learning rate of 0 without changing the weights"
 _OTHER_WEIGHTS = "it trains other weights than those that are to be evaluated"
 
 
@@ -52,7 +52,7 @@ _NOT_FOR_A_RUN: dict[str, dict[str, str]] = {
             _NOT_RESUMABLE,
             "AdaShift Conda DAdaptSGD EmoFact EmoLynx EmoNavi Kron MADGRAD SPAM SaRA ScalableShampoo StableSPAM",
         ),
-        "Ranger21": "it has a schedule of the learning rate of its own",
+        "Ranger21": "it has its own learning rate schedule",
         "A2Grad": "it has no learning rate",
         "AdamMini": "it takes the model, and finds heads and embeddings by the names that other models give them",
         "DeMo": "it sends the gradients from process to process itself",
@@ -147,7 +147,7 @@ def _class_of(name: str) -> Any:
     if name.lower() not in map(str.lower, known):
         close = nearest(name, known)
         otherwise = f"take {close} if that is meant" if close else "take one of torch.optim"
-        what = f"optimizer.name: {name}, which torch.optim does not have,"
+        what = f"optimizer.name: {name}, which torch.optim lacks,"
         library = require("pytorch_optimizer", "optimizers", what, otherwise)
         _check_usable(name, library)
         known = _classes(library) | known

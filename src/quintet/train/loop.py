@@ -78,7 +78,7 @@ def _measure_or_train(run: Run, stop_signal: StopSignal, steps: Steps) -> Outcom
     validation = measure_due(run)  # what was due when the run was stopped
     validation = steps(run, stop_signal) or validation
     if run.progress.step == run.steps and not checkpoint_steps(run.checkpointer.folder):
-        run.reporter.say("no checkpoint was kept, as `checkpoint` asks for none: the trained weights are gone")
+        run.reporter.say("no checkpoint was kept, because `checkpoint` asks for none: the trained weights are lost")
     if config.data.fixed_batch and run.progress.step == run.steps:
         with run.engine.unsharded():
             run.reporter.say(conclusion(run))

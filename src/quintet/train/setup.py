@@ -294,11 +294,11 @@ def _introduce(run: Run, built: Built, notes: list[str]) -> None:
     bidirectional = model.kind == "transformer" and model.attention.kind == "bidirectional"
     if bidirectional and config.loss.kind == "next_token":
         say(
-            "model.attention.kind: bidirectional lets each position see the token that it is to predict, so that the "
-            "loss means nothing; loss.kind: masked hides what is to be predicted"
+            "model.attention.kind: bidirectional lets each position see the token that it predicts, so the loss is "
+            "meaningless; loss.kind: masked hides the tokens to predict"
         )
     if config.loss.kind == "masked" and config.sample.prompts:
-        say("no samples: with loss.kind: masked the model learns to fill in tokens, not to write on")
+        say("no samples: with loss.kind: masked the model learns to fill in tokens, not to continue texts")
     for note in notes:
         say(note)
     if run.progress.step:

@@ -93,8 +93,7 @@ class TrainedRun(LanguageModel):
     def check_writes(self) -> None:
         if self.config.loss.kind == "masked":
             raise UserError(
-                f"{self.name}: learnt to fill in hidden tokens (loss.kind: masked) and not to write on; there is no "
-                "text of it"
+                f"{self.name}: was trained to fill in hidden tokens (loss.kind: masked) and cannot generate text"
             )
 
     def export(self, folder: str | Path, dtype: str = "fp32") -> Exported:
@@ -177,7 +176,7 @@ def load_model(
         name, which = above, str(int(step[1]))
     if run_named(name) is None and _is_checkpoint(name):
         if which != "latest":
-            raise UserError(f"--checkpoint {which}: {name} is no run and holds one set of weights; leave it out")
+            raise UserError(f"--checkpoint {which}: {name} is not a run and has one set of weights; remove the option")
         return _load_checkpoint(name, _compute(precision, "fp32"), say, weights)
     trained = load_trained(name, which, None if precision == "auto" else precision, say, weights=weights)
     for note in getattr(trained.model, "notes", []):
@@ -237,7 +236,7 @@ def _load_checkpoint(name: str, compute: Compute, say: Callable[[str], object], 
         context = positions_of(values)
         if context is None:
             context = _CONTEXT
-            say(f"{name}: config.json names no most tokens of a text; {context:,} are the most here")
+            say(f"{name}: config.json names no maximum number of tokens; {context:,} is used")
         model = build_model(
             HuggingFaceConfig(kind="huggingface", name_or_path=str(folder)), tokenizer.vocab_size, context, seed=0
         )
@@ -279,8 +278,8 @@ def own_data(run: TrainedRun, reporter: Reporter) -> Prepared:
     prepared = prepare(run.config, progress=reporter.preparing)
     if prepared.fingerprint != run.progress.corpus or prepared.tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(
-            f"{run.folder}: its sources, or what the libraries that read and encode them make of them, have changed "
-            "since it was trained, and what was held out with them"
+            f"{run.folder}: its sources, or the libraries that read and encode them, have changed since it was "
+            "trained, so that its held-out data is not the same"
         )
     return prepared
 
@@ -298,5 +297,5 @@ def loss_on(run: TrainedRun, prepared: Prepared, samples: int | None) -> Validat
         labels=prepared.validation.labels,
     )
     if not result.tokens:
-        raise UserError(f"{run.folder}: no token that it holds out has a loss, so that nothing can be measured on them")
+        raise UserError(f"{run.folder}: none of its held-out tokens has a loss, so nothing can be measured")
     return result

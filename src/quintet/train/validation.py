@@ -49,7 +49,7 @@ class ValidationResult:
     def __str__(self) -> str:
         """Return the figures as text; bits per byte only if the tokens stand for text."""
         if not self.tokens:
-            return "no figure, for no target has a loss"
+            return "no figure, because no target has a loss"
         figures = f"{self.loss:.4f} nats a token, perplexity {self.perplexity:.2f}"
         return f"{self.bits_per_byte:.4f} bits per byte, {figures}" if self.bytes else figures
 

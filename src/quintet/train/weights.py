@@ -57,13 +57,13 @@ def seen_before(config: RunConfig, prepared: Prepared) -> list[str]:
         theirs = find_prepared(other)
         if theirs is None or theirs.tokenizer.fingerprint != prepared.tokenizer.fingerprint:
             why = "its data is not here" if theirs is None else "its tokens are of another tokenizer"
-            lines.append(f"validation: whether {folder} was trained on what is held out cannot be told ({why})")
+            lines.append(f"validation: it is unknown if {folder} was trained on the held-out data ({why})")
         else:
             held, seen = validated_and_seen(config, prepared.stores, other, theirs.stores)
             if seen:
                 lines.append(
-                    f"validation: {folder}, which this run begins with, had {seen:,} of the {held:,} documents that "
-                    "are held out in its training; hold out the same (its seed, sources and data.validation), or name "
+                    f"validation: {folder}, from which this run starts, was trained on {seen:,} of the {held:,} "
+                    "held-out documents; hold out the same ones (its seed, sources and data.validation), or set "
                     "data.validation_sources"
                 )
         model = other.model
@@ -81,7 +81,7 @@ def _from_run(run: str, model: TransformerConfig, rows: int, positions: int, tok
         raise UserError(f"tokenizer: has fewer ids than that of {run}, which is another one; {own}")
     start = fitted(trained.model.state_dict(), theirs, model, trained.model.vocab_size, rows, positions, run)
     if other:
-        start.notes.append(f"tokenizer: {run} was trained with another one, so that its ids meant other texts; {own}")
+        start.notes.append(f"tokenizer: {run} was trained with another one, so its ids stand for other texts; {own}")
     return start
 
 
@@ -123,8 +123,8 @@ def _read_as(meta_model: PretrainedModel, config: RunConfig, tokenizer: Tokenize
     assert isinstance(model, PretrainedModel)
     if {name for name, _ in _tensors(model)} != {name for name, _ in _tensors(meta_model)}:
         raise UserError(
-            "model.name_or_path: its config.json is wrong on which matrices are tied, which could not be seen before "
-            "the weights were here; start again"
+            "model.name_or_path: its config.json was wrong about tied matrices, which only reading the weights could "
+            "show; start again"
         )
     return model
 

@@ -354,7 +354,7 @@ def test_a_lock_that_a_killed_build_left_is_taken_over(
     baton = BuildLock(str(lock), 60)
     assert baton.try_acquire()
     assert lock.read_text() == f"{HERE} {LIVING}"
-    assert f"{lock}: is left of a build that was killed; it is built again" in capsys.readouterr().err
+    assert f"{lock}: is left from a killed build; the extension is built again" in capsys.readouterr().err
     baton.release()
     assert not lock.exists()
 
@@ -396,5 +396,5 @@ def test_a_run_builds_again_what_a_killed_run_left(
     left.parent.mkdir(parents=True)
     left.write_text(f"{HERE} {dead_process()}")
     said = train_several(1, run_file(), {"locked": [zero(1)]}, apart=True)
-    assert f"{left}: is left of a build that was killed" in said
+    assert f"{left}: is left from a killed build" in said
     assert not left.exists()

@@ -180,7 +180,7 @@ def check_deepspeed(config: RunConfig) -> None:
             "take parallel.kind: fsdp"
         )
     if config.train.device == "mps":
-        raise UserError("train.device: DeepSpeed is run on cuda and cpu here, not on mps; take one of them")
+        raise UserError("train.device: DeepSpeed runs on cuda and cpu, not on mps; take one of them")
 
 
 def start_deepspeed(
@@ -271,7 +271,7 @@ class BuildLock(FileBaton):
         while not super().try_acquire():
             held = self._is_held()
             if held is False and local_rank() == 0:
-                self._say("is left of a build that was killed; it is built again")
+                self._say("is left from a killed build; the extension is built again")
                 self.path.unlink(missing_ok=True)
                 continue
             now = time.monotonic()

@@ -1,8 +1,9 @@
-"""Pictures of music, as each tracker keeps them: with the same pixels."""
+"""Pictures of music in each tracker, with the same pixels; and the ids of a run in its trackers."""
 
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from tests.helpers import run_config
 
 from quintet.track.composite import build_trackers
+from quintet.track.names import RunIds
 from quintet.track.tracker import Tracked
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -59,3 +61,22 @@ def pixels_of(content: bytes) -> np.ndarray:
     from PIL import Image
 
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def test_ids_are_kept_by_place(tmp_path: Path) -> None:
+    RunIds(tmp_path).set("wandb /p", "a")
+    RunIds(tmp_path).set("mlflow mlflow.db", "b")
+    found = RunIds(tmp_path)
+    assert (found.get("wandb /p"), found.get("mlflow mlflow.db"), found.get("wandb /q")) == ("a", "b", None)
+
+
+def test_a_kill_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    RunIds(tmp_path).set("wandb /p", "a")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        RunIds(tmp_path).set("wandb /p", "b")
+    assert RunIds(tmp_path).get("wandb /p") == "a"
