@@ -66,7 +66,7 @@ parallel: {kind: [auto]}
         "11: optimizer.lr: must be finite, found nan",
         "12: tokenizer.vocab_size: must be a whole number of ids, found 'a'",
         "13: track: must be a list of sections, found a section; put it in [ ]",
-        "14: sample: is empty; give it keys, or leave it out to have its defaults",
+        "14: sample: is empty; give it keys, or remove it to get its defaults",
         "15: parallel.kind: unknown kind ['auto']; did you mean 'auto'? "
         "the kinds are auto, none, ddp, fsdp, hsdp, deepspeed",
         "command line: lr: unknown key 'lr'; it exists as optimizer.lr",
@@ -103,7 +103,7 @@ parallel: {kind: [auto]}
         (MINIMAL + "track: [{}]", "3: track[0].kind: is missing; the kinds are tensorboard, wandb, mlflow"),
         (MINIMAL + "optimizer: {betas: [0.3, 1]}", "3: optimizer.betas[1]: must be below 1, found 1"),
         (MINIMAL + "optimizer: {betas: [0.3, a]}", "3: optimizer.betas[1]: must be a number, found 'a'"),
-        (MINIMAL + f"seed: {'1' * 5001}", "3: seed: has 5,001 digits; no number here has so many"),
+        (MINIMAL + f"seed: {'1' * 5001}", "3: seed: has 5,001 digits, more than any number can have"),
         (MINIMAL + "optimizer: {lr: -1}", "3: optimizer.lr: must be at least 0, found -1"),
         (
             MINIMAL + "sample: {top_p: 2, prompts: x}",
@@ -120,7 +120,7 @@ parallel: {kind: [auto]}
             "4 heads",
         ),
         (MINIMAL + "schedule: {warmup_steps: 200}", "3: schedule.warmup_steps: is more than train.steps = 100"),
-        (MINIMAL + "model: null", "3: model: is empty; give it keys, or leave it out to have its defaults"),
+        (MINIMAL + "model: null", "3: model: is empty; give it keys, or remove it to get its defaults"),
         (MINIMAL + "atention: {}", "3: atention: unknown key 'atention'; did you mean model.attention?"),
         (
             MINIMAL + "zzz: 1",

@@ -46,7 +46,7 @@ def test_functions(text: str, value: Any) -> None:
 
 
 def test_an_unknown_function_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"no such function; there are oc.env.*add.*for.*now"):
+    with pytest.raises(UserError, match=r"unknown function; the functions are oc.env.*add.*for.*now"):
         resolved('a: "${plus:1,2}"')
 
 

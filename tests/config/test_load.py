@@ -166,7 +166,7 @@ def test_interpolations_that_fail_are_all_reported(problems: Callable[..., tuple
         "is not set; set it, "
         "or give a default: ${oc.env:NAME,default}",
         "run.yaml:6: seed: ${seed}: refers to itself",
-        "run.yaml:7: evaluate.every: ${nosuch:3}: there is no such function; there are oc.env, oc.select, oc.decode, "
+        "run.yaml:7: evaluate.every: ${nosuch:3}: unknown function; the functions are oc.env, oc.select, oc.decode, "
         "oc.create, add, sub, mul, div, fdiv, for, now",
         "command line: sample.max_tokens: ${oops.here}: 'oops.here' is no key here",
     )

@@ -63,7 +63,7 @@ def test_an_override_loses_nothing_after_a_number_sign(
     assert load(MINIMAL, "name=exp #2").config.name == "exp #2"
     assert load(MINIMAL, "name='exp #2'").config.name == "exp #2"
     assert load(MINIMAL, "name=c#").config.name == "c#"
-    assert "begins a comment" in problems(MINIMAL, "sample.prompts=[a, b] # c")[0]
+    assert "starts a comment" in problems(MINIMAL, "sample.prompts=[a, b] # c")[0]
     assert "'5 #x'" in problems(MINIMAL, "train.steps=5 #x")[0]
 
 

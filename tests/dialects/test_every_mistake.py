@@ -83,7 +83,7 @@ def test_a_default_that_does_not_fit_is_left_out_with_a_note(small_file: SmallFi
     file.write_text(json.dumps(values))
     loaded = load_run_config([file], (), Reading("stlm"))
     assert loaded.config.evaluate.text_modeling is None
-    left_out = "trainer.eval.text_modeling_eval: the default is left out: "
+    left_out = "trainer.eval.text_modeling_eval: the default is not used: "
     assert len([note for note in loaded.notes if note.startswith(left_out)]) == 1
     # The same value is refused if the file sets it.
     set_in(values, "trainer.eval.text_modeling_eval", True)

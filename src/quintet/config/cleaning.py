@@ -29,7 +29,7 @@ class QualityConfig(ConfigSection):
         None, "most hash signs, and most ellipses, per word; Gopher: 0.1", unit="signs per word", ge=0
     )
     max_bullet_lines: float | None = key(
-        None, "largest share of lines that begin with a bullet; Gopher: 0.9", unit="fraction", ge=0, le=1
+        None, "largest share of lines that start with a bullet; Gopher: 0.9", unit="fraction", ge=0, le=1
     )
     max_ellipsis_lines: float | None = key(
         None, "largest share of lines that end with an ellipsis; Gopher: 0.3", unit="fraction", ge=0, le=1

@@ -198,7 +198,7 @@ def _message(detail: ErrorDetails, spot: _Spot, value: Any) -> str:
     assert key is not None, spot.path
     if detail["type"] in _SECTION_ERRORS:
         if value is None:
-            return "is empty; give it keys, or leave it out to have its defaults"
+            return "is empty; give it keys, or remove it to get its defaults"
         return not_a_section(value)
     if detail["type"] == "value_error":
         return f"{detail.get('ctx', {})['error']}, found {shown(value)}"

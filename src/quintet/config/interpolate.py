@@ -65,7 +65,9 @@ def resolve(
     for path, value in walk(values):
         if isinstance(value, int) and abs(value) >= _TOO_LARGE:
             origin = origin_of(path, document.provenance)
-            problems.append(Problem(origin, show(path), f"has more than {_MOST_DIGITS} digits; no number here has"))
+            problems.append(
+                Problem(origin, show(path), f"has more than {_MOST_DIGITS} digits, which no number can have")
+            )
     for path, text in texts:
         if text == "???" and not isinstance(path[-1], int):
             origin = origin_of(path, document.provenance)
@@ -201,7 +203,7 @@ def unresolved(text: str, error: Exception) -> str:
         return f"{text}: {reason.replace(' not found', ' is no key here')}"
     if isinstance(error, UnsupportedInterpolationType):
         known = ", ".join(("oc.env", "oc.select", "oc.decode", "oc.create", *FUNCTIONS))
-        return f"{text}: there is no such function; there are {known}"
+        return f"{text}: unknown function; the functions are {known}"
     reason = one_line(error, lines=1)
     if "Environment variable" in reason:
         variable = reason.partition("Environment variable ")[2].partition(" ")[0]

@@ -359,7 +359,7 @@ def _validated(values: dict[str, Any], provenance: Provenance) -> tuple[RunConfi
             around = lookup(values, path[:-1])
             if not is_mapping(around) or around.pop(path[-1], None) is None:
                 return None, first, []
-            notes.append(f"{problem.origin.key.partition(_DEFAULT)[2]}: the default is left out: {problem.message}")
+            notes.append(f"{problem.origin.key.partition(_DEFAULT)[2]}: the default is not used: {problem.message}")
         if not unfit:
             return None, first, []
 

@@ -222,7 +222,7 @@ def _value(text: str) -> Any:
     try:
         if _has_comment(source):
             if not source[2:].lstrip()[:1].isalnum():
-                raise ValueError(f"{text!r} has a # that begins a comment in YAML; quote the text around it")
+                raise ValueError(f"{text!r} has a # that starts a comment in YAML; quote the text around it")
             return text
         elements = OmegaConf.to_container(OmegaConf.create(with_whole_characters(source)))
     except yaml.MarkedYAMLError as error:

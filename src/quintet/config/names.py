@@ -36,15 +36,15 @@ _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", 
 def name_problem(name: str) -> str | None:
     """Return why a run ``name`` cannot be a folder's name on all of Linux, macOS and Windows, None if it can."""
     if name in (".", ".."):
-        return "is the name of a folder that is there; choose another name"
+        return "is the name of an existing folder; choose another name"
     if not name or _NOT_IN_NAMES.search(name):
-        return f"is no name: one has letters, digits, '.', '_' and '-' alone; {usable_name(name)!r} is one"
+        return f"is not a valid name; use only letters, digits, '.', '_' and '-', such as {usable_name(name)!r}"
     if name.endswith("."):
-        return "ends with a point, which some systems cut off"
+        return "ends with a point, which some systems remove; choose another name"
     if name.partition(".")[0].upper() in _DEVICES:
-        return f"is a device on Windows, as are {', '.join(sorted(_DEVICES)[:4])} …; choose another name"
+        return f"is reserved for a device on Windows, as are {', '.join(sorted(_DEVICES)[:4])} …; choose another name"
     if len(name.encode()) > _LONGEST_NAME:
-        return f"is {len(name.encode())} bytes long, and the name of a folder at most {_LONGEST_NAME}"
+        return f"is {len(name.encode())} bytes long, and must have at most {_LONGEST_NAME}; choose a shorter name"
     return None
 
 

@@ -317,7 +317,7 @@ class _Lines:
         elif isinstance(node, yaml.ScalarNode) and (problem := half_character(node.value)) is not None:
             self._report(node, path, problem)
         elif isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int") and len(node.value) > _MOST_DIGITS:
-            self._report(node, path, f"has {len(node.value):,} digits; no number here has so many")
+            self._report(node, path, f"has {len(node.value):,} digits, more than any number can have")
         elif isinstance(node, yaml.ScalarNode) and "${" in node.value:
             self._interpolation(node, path)
         self.inside.pop()

@@ -110,10 +110,12 @@ def _dialect_table(keys: list[KeyInfo]) -> list[str]:
     rows = ["| key | type | default | meaning | sets |", "|---|---|---|---|---|"]
     for key in keys:
         default = "**required**" if key.required else "" if key.default is None else shown_default(key)
-        told = _sentence(" ".join((_sentence(key.description), *(f"{word}: {text}." for word, text in notes_of(key)))))
+        meaning = _sentence(
+            " ".join((_sentence(key.description), *(f"{word}: {text}." for word, text in notes_of(key))))
+        )
         sets = ", ".join(f"`{path}`" for path in key.role.native)
         name = f"`{key.name}`" + ("" if key.role.documented else " °")
-        rows.append(_row((name, key.accepts, default, told, sets)))
+        rows.append(_row((name, key.accepts, default, meaning, sets)))
     return rows
 
 

@@ -65,7 +65,7 @@ ActivationCheckpointing = Literal["none", "selective"] | Annotated[int, Field(ge
 
 
 class SpikeConfig(ConfigSection):
-    """What to do at a loss spike, a step whose loss is far above those before it: the run goes back to its last
+    """The response to a loss spike, a step whose loss is far above those before it: the run goes back to its last
     checkpoint and continues without the batch of that step.
 
     Spikes are looked for once there are `window` losses and the first checkpoint that `checkpoint` asks for by its
@@ -189,7 +189,7 @@ class TrainConfig(ConfigSection):
         return BatchShape(samples * devices, micro, accumulation * devices, sequence_length)
 
     def errors(self) -> ConfigErrors:
-        """Yield errors for a run without a length, and for batch keys that are given together or alone wrongly."""
+        """Yield errors for a run without a length, and for batch keys that exclude or require one another."""
         yield from fraction_errors(self, "log_every")
         if self.steps is None and self.tokens is None and self.epochs is None:
             yield config_error("steps", "none of steps, tokens and epochs is given; set one of them")
