@@ -131,8 +131,8 @@ def lay_out(
         runs = torch.where(prompts, documents if documents is not None else 0, -1 - torch.arange(length, device=device))
         last = _ends(runs, index)
     first: Tensor | None = None
-    for one in firsts:
-        first = one if first is None else torch.maximum(first, one)
+    for bound in firsts:
+        first = bound if first is None else torch.maximum(first, bound)
     if first is not None:
         first = torch.minimum(first, index)  # padding sees itself, because softmax needs at least one key
         if first.shape[1] != length:

@@ -141,8 +141,8 @@ class PlainFeedForward(nn.Module):
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor, dropout: Pointwise = _identity, differences: Differences = None) -> Tensor:
-        found = self.activation(_product(self.up, x, _named(differences, "up")))
-        return _product(self.down, dropout(found), _named(differences, "down"))
+        hidden = self.activation(_product(self.up, x, _named(differences, "up")))
+        return _product(self.down, dropout(hidden), _named(differences, "down"))
 
 
 FEEDFORWARDS = {"gated": GatedFeedForward, "plain": PlainFeedForward}

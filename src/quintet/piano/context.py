@@ -72,8 +72,8 @@ def composer_token(source: Mapping[str, Any]) -> str:
     It is `<UNKNOWN_COMPOSER>` if the name has no known surname, or several (a composer and an arranger).
     """
     name = str(source.get("composer") or "")
-    found = [token for token, surname in _SURNAMES.items() if surname.search(name)]
-    return found[0] if len(found) == 1 else UNKNOWN_COMPOSER
+    tokens = [token for token, surname in _SURNAMES.items() if surname.search(name)]
+    return tokens[0] if len(tokens) == 1 else UNKNOWN_COMPOSER
 
 
 def words_in(path: str) -> str:

@@ -29,7 +29,7 @@ from quintet.model.hf.files import (
     weight_files,
 )
 from quintet.model.hf.pretrained import PretrainedModel, arguments
-from quintet.model.hf.trial import find_abilities, reading
+from quintet.model.hf.trial import alike, find_abilities, reading
 from quintet.model.typed import forked_generator
 from quintet.randomness import key
 
@@ -154,7 +154,7 @@ def _load(config: HuggingFaceConfig, settings: Any) -> tuple[Any, list[str]]:
     notes = stored.files.notes(config.name_or_path) if stored else []
     options: dict[str, Any] = {"revision": config.revision} if config.revision else {}
     with _load_errors(config), _backend_errors(config):
-        causal, found = _library().AutoModelForCausalLM.from_pretrained(
+        causal, report = _library().AutoModelForCausalLM.from_pretrained(
             _source(config),
             config=settings,
             dtype=torch.float32,
@@ -164,13 +164,13 @@ def _load(config: HuggingFaceConfig, settings: Any) -> tuple[Any, list[str]]:
             ignore_mismatched_sizes=True,
             **options,
         )
-    if mismatched := sorted(found["mismatched_keys"]):
+    if mismatched := sorted(report["mismatched_keys"]):
         name, shape, expected = mismatched[0]
         raise UserError(
             f"model.name_or_path: {config.name_or_path}: {name} has the shape {list(shape)}, not {list(expected)} as "
             f"its configuration says{f' ({len(mismatched)} tensors in all)' if len(mismatched) > 1 else ''}"
         )
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"model.name_or_path: {config.name_or_path} lacks {len(missing)} of the model's weights (the first is "
             f"{missing[0]}), which would start from random numbers; take another checkpoint, or less of model.config"
@@ -179,7 +179,7 @@ def _load(config: HuggingFaceConfig, settings: Any) -> tuple[Any, list[str]]:
         check_finite(name, value, config.name_or_path)
         if stored and name in stored and value.is_floating_point():  # the library casts any dtype
             check_floats([name], stored, config.name_or_path)
-    if unused := sorted(found["unexpected_keys"]):
+    if unused := sorted(report["unexpected_keys"]):
         notes.append(
             f"{config.name_or_path}: {len(unused)} of its tensors have no place in {type(causal).__name__} and are not "
             f"used ({', '.join(unused[:3])}{', …' if len(unused) > 3 else ''})"
@@ -334,18 +334,13 @@ def _has_linear_head(causal: Any) -> bool:
     finally:
         hook.remove()
     features = backbone(input_ids=ids, **plain)[0]
-    return len(head_inputs) == 1 and _alike(logits, head_outputs[0]) and _alike(features, head_inputs[0])
+    return len(head_inputs) == 1 and alike(logits, head_outputs[0]) and alike(features, head_inputs[0])
 
 
 def _some_ids(causal: Any, length: int) -> Tensor:
     """Return int64 ids [1, length] in the vocabulary of ``causal``."""
     rows = causal.get_input_embeddings().weight.shape[0]
     return (torch.arange(length) * 7 + 5)[None] % rows
-
-
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """Return True for two float tensors of one shape that differ little relative to the largest value of ``other``."""
-    return one.shape == other.shape and bool((one - other).abs().max() <= 1e-3 * other.abs().max())
 
 
 @contextmanager

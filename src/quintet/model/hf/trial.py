@@ -81,7 +81,7 @@ def try_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *
         plain = config.model_copy(update={"lora": None, "documents": False})
         boundary = _boundary(causal, context_length)
         for settings in small_copies(causal, context_length):
-            found: list[Abilities] = []
+            draws: list[Abilities] = []
             try:
                 for draw in range(_DRAWS):
                     generator = torch.Generator().manual_seed(_RECIPE * _DRAWS + draw)
@@ -92,20 +92,20 @@ def try_abilities(config: HuggingFaceConfig, causal: Any, context_length: int, *
                     texts = _texts(copy, generator)
                     if not model(texts).isfinite().all():
                         break
-                    found.append(_tried(model, texts, boundary))
+                    draws.append(_tried(model, texts, boundary))
             except Exception:  # the numbers of the copy do not fit one another; the next copy is larger
                 continue
-            if len(found) == _DRAWS:
-                return _of_all(found)
+            if len(draws) == _DRAWS:
+                return _of_all(draws)
     return NOTHING
 
 
-def _of_all(found: list[Abilities]) -> Abilities:
+def _of_all(draws: list[Abilities]) -> Abilities:
     """Return the abilities that all draws of the weights show."""
-    same = {name: all(getattr(one, name) for one in found) for name in (*_WAYS, "documents", "causal")}
-    boundary = next((one.boundary for one in found if one.boundary is not None), None)
-    alike = len({one.positions for one in found}) == 1
-    return Abilities(**same, boundary=boundary, positions=found[0].positions if alike else "own")
+    same = {name: all(getattr(draw, name) for draw in draws) for name in (*_WAYS, "documents", "causal")}
+    boundary = next((draw.boundary for draw in draws if draw.boundary is not None), None)
+    same_positions = len({draw.positions for draw in draws}) == 1
+    return Abilities(**same, boundary=boundary, positions=draws[0].positions if same_positions else "own")
 
 
 @contextmanager
@@ -150,14 +150,14 @@ def _tried(model: PretrainedModel, texts: Tensor, boundary: int | None) -> Abili
     """Return the abilities of ``model`` by its logits for ``texts``, int64 [5, _LENGTH]."""
     model.abilities = Abilities(positions=_positions(model, texts[[0, 2, 3]]))
     trial = _Trial(model, texts)
-    found = _of_span(trial, _ACROSS)
-    if boundary is not None and found != Abilities():
+    abilities = _of_span(trial, _ACROSS)
+    if boundary is not None and abilities != Abilities():
         sides = [_of_span(trial, span) for span in (_BELOW, _ABOVE)]
         both = {name: all(getattr(side, name) for side in sides) for name in _WAYS}
-        if any(both[name] > getattr(found, name) for name in _WAYS):
-            found = replace(found, **both, boundary=boundary)
+        if any(both[name] > getattr(abilities, name) for name in _WAYS):
+            abilities = replace(abilities, **both, boundary=boundary)
     return replace(
-        found,
+        abilities,
         positions=model.abilities.positions,
         documents=_holds(_tells_documents, trial),
         causal=_holds(_sees_backwards_only, trial),
@@ -194,10 +194,10 @@ def _grows(trial: _Trial, span: Span, padding: int, static: bool) -> bool:
     rows = torch.stack([trial.texts[0].roll(padding), trial.texts[1]])
     first = begin + padding
     for before, length in zip([0, *range(first, end)], range(first, end + 1), strict=True):
-        found = trial.read(rows[:, before:length], cache)[:, -1]
+        logits = trial.read(rows[:, before:length], cache)[:, -1]
         # A layer that selects visible tokens may select wrong ones at a single length, so each length is compared.
         expected = [trial.alone(0, length - padding)[-1], trial.alone(1, length)[-1]]
-        if not _alike(found, torch.stack(expected)):
+        if not alike(logits, torch.stack(expected)):
             return False
     return True
 
@@ -211,8 +211,8 @@ def _reorders(trial: _Trial, span: Span) -> bool:
     for chosen, length in (([1, 0, 1], begin + 1), ([2, 1], begin + 2), ([1, 1], min(begin + 3, end))):
         cache.select(torch.tensor(chosen))
         rows = rows[chosen]
-        found = trial.read(trial.texts[rows, length - 1 : length], cache)[:, -1]
-        if not _alike(found, torch.stack([trial.alone(row, length)[-1] for row in as_list(rows)])):
+        logits = trial.read(trial.texts[rows, length - 1 : length], cache)[:, -1]
+        if not alike(logits, torch.stack([trial.alone(row, length)[-1] for row in as_list(rows)])):
             return False
     return True
 
@@ -230,7 +230,7 @@ def _shares(trial: _Trial, span: Span) -> bool:
     counts = [(0, begin, rest - 2), (0, begin, rest), (1, begin + 1, rest)]
     for row, (of, shared, count) in enumerate(counts):
         whole = trial.model(torch.cat([texts[of, :shared], ends[row, :count]])[None])[0]
-        if not _alike(early[of, -shared:], whole[:shared]) or not _alike(late[row, :count], whole[shared:]):
+        if not alike(early[of, -shared:], whole[:shared]) or not alike(late[row, :count], whole[shared:]):
             return False
     return True
 
@@ -241,10 +241,10 @@ def _fills(trial: _Trial, span: Span) -> bool:
     for count in range(begin, end):
         rows = trial.texts[[0, 1, 1], :end].clone()
         rows[:2, count:] = 0
-        found = trial.model(rows)
-        if not all(_alike(found[row, :count], trial.alone(row, count)) for row in (0, 1)):
+        logits = trial.model(rows)
+        if not all(alike(logits[row, :count], trial.alone(row, count)) for row in (0, 1)):
             return False
-        if count == end - 1 and not _alike(found[2], trial.alone(1, end)):
+        if count == end - 1 and not alike(logits[2], trial.alone(1, end)):
             return False
     return True
 
@@ -252,12 +252,12 @@ def _fills(trial: _Trial, span: Span) -> bool:
 def _tells_documents(trial: _Trial) -> bool:
     """Read rows packed with texts of several lengths."""
     cuts = [[1, 8, 11], [12, 3, 5]]
-    documents = torch.stack([torch.repeat_interleave(torch.arange(3), torch.tensor(one)) for one in cuts])
+    documents = torch.stack([torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)) for lengths in cuts])
     packed = trial.model(trial.texts[:2], documents=documents)
     for row, lengths in enumerate(cuts):
         texts, logits = torch.split(trial.texts[row], lengths), torch.split(packed[row], lengths)
-        for part, found in zip(texts, logits, strict=True):
-            if not _alike(found, trial.model(part[None])[0]):
+        for text, part in zip(texts, logits, strict=True):
+            if not alike(part, trial.model(text[None])[0]):
                 return False
     return True
 
@@ -267,17 +267,17 @@ def _sees_backwards_only(trial: _Trial) -> bool:
     rows = trial.model.causal.get_input_embeddings().weight.shape[0]
     ids = (torch.arange(RESERVED, RESERVED + _LENGTH + 1) % rows)[None]
     text, other = ids[:, :-1], torch.cat([ids[:, :-2], ids[:, -1:]], dim=1)
-    return _alike(trial.model(text)[0, :-1], trial.model(other)[0, :-1])
+    return alike(trial.model(text)[0, :-1], trial.model(other)[0, :-1])
 
 
 def _positions(model: PretrainedModel, texts: Tensor) -> Any:
     """Return the rule by which the model counts positions of ``texts``, int64 [batch, length], without given ones."""
-    expected, one = model(texts), torch.zeros_like(texts)
+    expected, document = model(texts), torch.zeros_like(texts)
     for rule in ("from zero", "after padding id"):
         model.abilities = Abilities(positions=rule)
         if rule == "from zero" or padding_id(model.causal) is not None:
-            told = model.hidden(texts, documents=one)
-            if _alike(model.logits(told), expected):
+            features = model.hidden(texts, documents=document)
+            if alike(model.logits(features), expected):
                 return rule
     return "own"
 
@@ -289,23 +289,23 @@ def _texts(copy: Any, generator: torch.Generator) -> Tensor:
     ones there, and its selection may depend on unused positions of a cache.
     """
     count = VOCABULARY - 1 - RESERVED
-    found = RESERVED + torch.stack([torch.randperm(count, generator=generator)[:_LENGTH] for _ in range(5)])
+    ids = RESERVED + torch.stack([torch.randperm(count, generator=generator)[:_LENGTH] for _ in range(5)])
     for row in (1, 4):
-        found[row] = found[row, torch.randint(3, (_LENGTH,), generator=generator)]
-    found %= copy.get_input_embeddings().weight.shape[0]
+        ids[row] = ids[row, torch.randint(3, (_LENGTH,), generator=generator)]
+    ids %= copy.get_input_embeddings().weight.shape[0]
     padding = padding_id(copy)
     if padding is not None:
-        found[:, 2] = found[:, 11] = padding
-    return found
+        ids[:, 2] = ids[:, 11] = padding
+    return ids
 
 
 def _boundary(causal: Any, context_length: int) -> int | None:
     """Return the length for which the model was first built by its configuration, if texts can exceed it."""
-    return next((one for one in original_lengths(causal.config.to_dict()) if one < context_length), None)
+    return next((length for length in original_lengths(causal.config.to_dict()) if length < context_length), None)
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """Return True for two fp32 tensors of one shape that differ little relative to the largest value of ``other``."""
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Return True if fp32 tensors [...] have one shape and differ little relative to the largest value of ``other``."""
     return one.shape == other.shape and bool((one - other).abs().max() <= _TOLERANCE * other.abs().max())
 
 
