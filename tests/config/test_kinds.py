@@ -23,7 +23,7 @@ TABLES = {
     "optimizer": "quintet.train.optimizer:OPTIMIZERS",
     "schedule": "quintet.train.schedule:SCHEDULES",
     "dropout_schedule": "quintet.train.schedule:DROPOUT_SCHEDULES",
-    "trainer": "quintet.train.integrations:TRAINERS",
+    "trainer": "quintet.train.integrations.trainers:TRAINERS",
     "parallel": "quintet.train.build:STRATEGIES",
     "track[]": "quintet.track.composite:TRACKERS",
 }

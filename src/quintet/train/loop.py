@@ -19,7 +19,7 @@ from quintet.train.evaluation import (
     measure_weights,
     try_measurements,
 )
-from quintet.train.integrations import Steps, trainer_steps
+from quintet.train.integrations.trainers import Steps, trainer_steps
 from quintet.train.intervals import Trial
 from quintet.train.parallel.group import process_group
 from quintet.train.run import Run

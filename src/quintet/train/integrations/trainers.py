@@ -1,20 +1,45 @@
-"""The parts that transformers and Lightning get of a run: micro-batches, their loss, and an optimizer that steps."""
+"""The table of trainers, and the parts of a run that transformers and Lightning get: micro-batches and an optimizer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from quintet.config.schema import RunConfig
+from quintet.config.trainer import QuintetTrainerConfig
 from quintet.data.batch import prefetch
 from quintet.model.typed import replace_gradient
-from quintet.train.callbacks import Callbacks
+from quintet.train.callbacks import Callbacks, StopSignal
 from quintet.train.engine import MicroBatch, micro_batches, share_of_loss
 from quintet.train.run import Run
+from quintet.train.validation import ValidationResult
+
+Steps = Callable[[Run, StopSignal], ValidationResult | None]
+
+TRAINERS = {
+    "quintet": "quintet.train.loop",
+    "transformers": "quintet.train.integrations.transformers",
+    "lightning": "quintet.train.integrations.lightning",
+}
+"""The module of each kind, by name, so that a library is imported only when it is used. It has ``take_steps``, and for
+a library ``check_trainer``, which checks the arguments."""
+
+
+def trainer_steps(config: RunConfig) -> Steps:
+    """Return the loop that takes the steps of ``config``.
+
+    Raises NotHere if its library is not installed, and UserError if that refuses an argument, before anything is built.
+    """
+    trainer = import_module(TRAINERS[config.trainer.kind])
+    if not isinstance(config.trainer, QuintetTrainerConfig):
+        trainer.check_trainer(config.trainer.arguments)
+    return trainer.take_steps
 
 
 class MicroBatches(IterableDataset[dict[str, Any]]):
