@@ -33,7 +33,7 @@ from quintet.train.engine import TorchEngine
 from quintet.train.loss import LossModule, Objective
 from quintet.train.optimizer import build_optimizer, set_rounding
 from quintet.train.parallel.group import process_group
-from quintet.train.parallel.shard import load_sharded, make_mesh, replicate, shard
+from quintet.train.parallel.parallelize import load_sharded, make_mesh, replicate, shard
 from quintet.train.parallel.strategy import Strategy
 
 pytestmark = pytest.mark.timeout(600)

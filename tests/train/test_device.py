@@ -34,7 +34,7 @@ from quintet.train.compute import (
 )
 from quintet.train.engine import micro_batches
 from quintet.train.parallel.group import process_group
-from quintet.train.parallel.shard import make_mesh
+from quintet.train.parallel.parallelize import make_mesh
 from quintet.train.run import Run
 
 GPUS = 4

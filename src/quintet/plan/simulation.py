@@ -36,7 +36,7 @@ from quintet.train.engine import TorchEngine
 from quintet.train.loss import LossModule, build_objective
 from quintet.train.model import build_run_model, checkpoint_activations
 from quintet.train.optimizer import UNREADABLE, build_optimizer
-from quintet.train.parallel.shard import make_mesh, replicate, shard
+from quintet.train.parallel.parallelize import make_mesh, replicate, shard
 from quintet.train.parallel.strategy import (
     Environment,
     Strategy,

@@ -27,7 +27,7 @@ from quintet.train.loss import LossModule, Objective
 from quintet.train.model import build_run_model, checkpoint_activations
 from quintet.train.optimizer import build_optimizer
 from quintet.train.parallel.group import timeout
-from quintet.train.parallel.shard import load_sharded, make_mesh, replicate, shard
+from quintet.train.parallel.parallelize import load_sharded, make_mesh, replicate, shard
 from quintet.train.parallel.strategy import (
     Environment,
     Strategy,

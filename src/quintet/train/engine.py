@@ -23,7 +23,7 @@ from quintet.randomness import key
 from quintet.train.checkpoint import set_weights, trained_weights
 from quintet.train.compute import Compute, to_device
 from quintet.train.optimizer import set_learning_rate, set_rounding
-from quintet.train.parallel.shard import unsharded
+from quintet.train.parallel.parallelize import unsharded
 
 
 class Engine(Protocol):

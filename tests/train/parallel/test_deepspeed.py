@@ -31,7 +31,7 @@ from quintet.train.integrations.deepspeed import (
 from quintet.train.integrations.deepspeed_engine import LossScale
 
 from .conftest import train_several
-from .test_strategies import cut_at_three, difference
+from .test_parallelize import cut_at_three, difference
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.timeout(900)

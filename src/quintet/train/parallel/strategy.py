@@ -1,4 +1,4 @@
-"""The choice of DDP, FSDP or HSDP for a run, and the part of a batch for each process."""
+"""The choice of DDP, FSDP or HSDP for a run, and each process's part of a batch; `parallelize` wraps the model."""
 
 from __future__ import annotations
 

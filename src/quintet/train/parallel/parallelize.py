@@ -1,4 +1,8 @@
-"""A model spread over processes by DDP or by PyTorch's fully_shard."""
+"""A model wrapped for several processes: replicated by DDP, or sharded by PyTorch's fully_shard.
+
+`strategy` chooses between them and the shape of the mesh; this file makes the mesh, wraps the model and loads its
+weights.
+"""
 
 from __future__ import annotations
 
