@@ -125,7 +125,7 @@ def test_a_link_to_checkpoints_that_are_gone_is_one_line(folder: Path, quintet) 
     checkpoints.rename(folder / "moved")
     checkpoints.symlink_to(folder / "gone")
     line = refusal(quintet("train", "run.yaml"))
-    assert f"is a link to {folder / 'gone'}, which is not there" in line
+    assert f"is a link to {folder / 'gone'}, which does not exist" in line
 
 
 def train_on_a_full_disk() -> None:

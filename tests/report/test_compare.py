@@ -148,7 +148,7 @@ def test_the_command_prints_a_table_json_and_a_picture(two: tuple[str, str], com
         (("slow", "none"), "none: no run there"),
         (("slow", "fast", "-o", "a.pdf"), "is drawn as PNG"),
         (("slow", "fast", "-o", "no/a.png"), "its folder does not exist"),
-        (("slow", "fast", "--recorded", "--samples", "3"), "--text and --samples mean nothing"),
+        (("slow", "fast", "--recorded", "--samples", "3"), "ignores --text and --samples"),
         (("slow", "fast", "--text", "nowhere"), "nowhere does not exist"),
     ],
 )
