@@ -1,4 +1,16 @@
-"""The command `quintet`: its verbs, and how it reports errors."""
+"""The command `quintet`: its verbs, and how it reports errors.
+
+The table of verbs is `VERBS` below. A verb is a function that reads its arguments, calls another package and prints:
+
+- ``train.py``: `train`, `slurm`. ``data.py``: `prepare`, `data`. ``show_batch.py``: `show-batch`.
+- ``plan.py``: `plan`. ``check.py``: `check`. ``explain.py``: `explain`, `schema`, `translate`.
+- ``generate.py``: `generate`. ``chat.py``: `chat`, `play`. ``evaluate.py``: `evaluate`.
+- ``runs.py``: `runs`, `compare`, `report`. ``export.py``: `import`, `export`.
+
+``inputs.py`` has what several verbs share: run files and overrides as arguments, options such as --checkpoint, and
+output. The same functions for Python are in `quintet.api`. `main` below turns a UserError into lines on standard error
+and exit code 2.
+"""
 
 from __future__ import annotations
 
