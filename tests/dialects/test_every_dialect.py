@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -30,7 +30,8 @@ from quintet.config.load import load_run_config
 from quintet.config.provenance import Origin
 from quintet.config.read import YamlDocument
 from quintet.config.reference import dialect_page
-from quintet.config.section import Value
+from quintet.config.section import ConfigSection, Value
+from quintet.config.section import key as declared
 from quintet.errors import UserError
 
 SEEDS = {
@@ -322,6 +323,22 @@ def test_a_native_run_file_is_written_as_far_as_a_dialect_can_say_it(name: str) 
     assert "data.sources[0].kind: python_stdlib" in lost or "by hand" in lost or "quintet" in values
     assert "model.kind: transformer" in lost if name == "vectorlm" else "model.layers" not in lost
     assert "optimizer.lr" not in lost
+
+
+class OtherOptimizer(ConfigSection):
+    """An optimizer of a kind that no dialect knows."""
+
+    kind: Literal["other"] = declared("other", "optimizer of no library")
+    lr: float = declared(0.25, "learning rate")
+
+
+@pytest.mark.usefixtures("roots")
+@pytest.mark.parametrize(("name", "path"), examples())
+def test_an_optimizer_of_a_new_kind_is_lost_and_needs_no_change_in_a_dialect(name: str, path: Path) -> None:
+    config = load_run_config([path]).config.model_copy(update={"optimizer": OtherOptimizer()})
+    lost = translate_back(dialect_named(name), config).lost
+    assert any(line.startswith("optimizer.kind: other") for line in lost)
+    assert [line for line in lost if not line.startswith("optimizer.")] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

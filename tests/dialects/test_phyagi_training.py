@@ -15,8 +15,6 @@ from tests.dialects.phyagi_runs import base as base  # a fixture
 from tests.dialects.phyagi_runs import data as data  # a fixture
 from tests.helpers import refused
 
-from quintet.errors import UserError
-
 DIALECT = "phyagi"
 
 # DeepSpeed.
@@ -77,7 +75,6 @@ OTHER_PARAMETERS = {
     "lr_decay": ("Adagrad", 0.5),
     "lambd": ("ASGD", 0.5),
     "t0": ("ASGD", 5.0),
-    "amsgrad": ("Adam", True),
 }
 
 
@@ -98,13 +95,26 @@ def test_a_parameter_of_another_optimizer(make: Make, key: str, owner: str, valu
         assert made.optimizer.param_groups[0][name] == value
         assert "no parameter of AdamW" in refused(make, {key: value})
         return
-    if owner == "Adam":
-        with pytest.raises(UserError, match="no parameter of AdamW"):
-            optimized(make, "adamw", **{name: value})
-        return
     built = optimized(make, owner.lower(), lr=0.1, **{name: value}, **more)
     assert type(built).__name__ == owner
     assert built.param_groups[0][name] == value
+
+
+@each_changes("", (f"{DS}.optimizer.params.amsgrad",), (f"{MODULE}.optimizer.params.amsgrad",))
+def test_amsgrad(make: Make, key: str) -> None:
+    """PyTorch's Adam and AdamW have it, and DeepSpeed's AdamW refuses it; false asks for nothing."""
+    if key.startswith(MODULE):
+        assert optimized(make, "adamw", amsgrad=False).defaults == optimized(make, "adamw").defaults
+        built = optimized(make, "adamw", amsgrad=True, betas=[0.8, 0.9])
+        groups = [(list(group["betas"]), group["weight_decay"], group["amsgrad"]) for group in built.param_groups]
+        assert (type(built).__name__, groups) == ("AdamW", [([0.8, 0.9], 0.01, True)])
+        return
+    assert make({key: False}).config.optimizer == make().config.optimizer
+    assert "is refused by DeepSpeed's AdamW, unless torch_adam is true" in refused(make, {key: True})
+    section = key.rpartition(".")[0]
+    for name, switch, value in (("AdamW", "torch_adam", True), ("Adam", "adam_w_mode", False)):
+        built = make({key: True, f"{section}.{switch}": value}).optimizer
+        assert (type(built).__name__, built.param_groups[0]["amsgrad"]) == (name, True)
 
 
 @changes(f"{DS}.optimizer.params.adam_w_mode")

@@ -9,7 +9,7 @@ from typing import Any
 
 from quintet.config.data import DataConfig
 from quintet.config.keypath import is_mapping, is_sequence
-from quintet.config.optimizer import AdamWConfig, OptimizerConfig
+from quintet.config.optimizer import OptimizerConfig, name_of
 from quintet.config.parallel import DeepSpeedConfig, ParallelConfig
 from quintet.config.schedule import DeepSpeedScheduleConfig, ScheduleConfig
 from quintet.config.section import ConfigErrors, config_error, number_in
@@ -64,6 +64,8 @@ _REFUSED = {
 }
 _ADAM = {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0}
 _SWITCHES = ("torch_adam", "adam_w_mode", "fp32_optimizer_states")
+# The defaults of settings that AdamW of the section `optimizer` lacks.
+_WITHOUT_EFFECT = (("bias_correction", True), ("amsgrad", False))
 # DeepSpeed's own kernels: none is in torch.optim.
 _OWN_OPTIMIZERS = ("OneBitAdam", "ZeroOneAdam", "OneBitLamb", "Lamb", "Lion", "Muon", "MuAdam", "MuAdamW", "MuSGD")
 
@@ -142,22 +144,22 @@ def optimizer_errors(parallel: ParallelConfig, optimizer: OptimizerConfig) -> Co
             f"{_HERE}.optimizer.type", f"{name} is not supported; set AdamW, or an optimizer of torch.optim"
         )
         return
-    own = "AdamW" if isinstance(optimizer, AdamWConfig) else optimizer.name
-    if not (isinstance(optimizer, AdamWConfig) if _is_adamw(block) else name == own):
+    own = name_of(optimizer)
+    if not (optimizer.kind == "adamw" if _is_adamw(block) else name == own):
         yield config_error(
             f"{_HERE}.optimizer.type", f"is {name}, and the section optimizer has {own}; make them agree"
         )
         return
     params, arguments = _without_auto(block.get("params")), getattr(optimizer, "arguments", {})
     for key, value in params.items():
-        if key in _SWITCHES or (key == "bias_correction" and value is True):
+        if key in _SWITCHES:
             continue
         path = f"optimizer.params.{key}"
         if hasattr(optimizer, key):
             yield from _unequal({path: value}, path, getattr(optimizer, key), f"optimizer.{key}")
         elif key in arguments:
             yield from _unequal({path: value}, path, arguments[key], f"optimizer.arguments.{key}")
-        else:
+        elif (key, value) not in _WITHOUT_EFFECT:
             yield config_error(f"{_HERE}.{path}", f"is not a key of the section optimizer for {own}; remove it")
 
 

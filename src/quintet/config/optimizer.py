@@ -46,3 +46,29 @@ class TorchOptimizerConfig(ConfigSection):
 
 
 OptimizerConfig = Annotated[AdamWConfig | TorchOptimizerConfig, Field(discriminator="kind")]
+
+
+def as_class(optimizer: OptimizerConfig) -> TorchOptimizerConfig | None:
+    """Return ``optimizer`` of any kind as a class of torch.optim or pytorch_optimizer with its arguments; None for a
+    kind that is in neither."""
+    match optimizer:
+        case TorchOptimizerConfig():
+            return optimizer
+        case AdamWConfig():
+            arguments = {"betas": list(optimizer.betas), "eps": optimizer.eps}
+            return TorchOptimizerConfig(
+                kind="torch",
+                name="AdamW",
+                lr=optimizer.lr,
+                weight_decay=optimizer.weight_decay,
+                decay=optimizer.decay,
+                arguments=arguments,
+            )
+        case _:
+            return None
+
+
+def name_of(optimizer: OptimizerConfig) -> str:
+    """Return the name of the class that ``optimizer`` is, or its kind if it is no class of a library."""
+    library = as_class(optimizer)
+    return optimizer.kind if library is None else library.name

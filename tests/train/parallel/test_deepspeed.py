@@ -266,6 +266,14 @@ def test_auto_and_missing_settings_are_filled_in(run_file: Callable[..., Path]) 
     assert (plain["train_batch_size"], plain["gradient_clipping"]) == (8, 1.0)
 
 
+def test_settings_of_adamw_that_ask_for_nothing_are_accepted(run_file: Callable[..., Path]) -> None:
+    params = {**ADAM["params"], "amsgrad": False, "bias_correction": True}
+    assert read(run_file, {"optimizer": {**ADAM, "params": params}}).optimizer.lr == 3e-4
+    for name, value in (("amsgrad", True), ("bias_correction", False), ("amsgrad", None)):
+        with pytest.raises(UserError, match=rf"optimizer.params.{name}: is not a key of the section optimizer for Ad"):
+            read(run_file, {"optimizer": {**ADAM, "params": {**ADAM["params"], name: value}}})
+
+
 def test_what_depends_on_the_processes_is_checked_when_they_are_known(run_file: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match=r"gradient_accumulation_steps: is 3, and by train.batch_size .* 4 passes"):
         settings_of(read(run_file, {"gradient_accumulation_steps": 3}), SHAPE, FP32, 1000)

@@ -23,7 +23,7 @@ from torch.utils.file_baton import FileBaton
 
 from quintet.config.deepspeed import AUTO
 from quintet.config.keypath import is_mapping, is_sequence
-from quintet.config.optimizer import TorchOptimizerConfig
+from quintet.config.optimizer import TorchOptimizerConfig, name_of
 from quintet.config.parallel import DeepSpeedConfig, ParallelConfig
 from quintet.config.schema import BatchShape, RunConfig
 from quintet.config.section import number_in
@@ -137,7 +137,7 @@ def _check_batch(given: dict[str, Any], shape: BatchShape) -> None:
 
 
 def _check_optimizer(config: RunConfig, stage: int) -> None:
-    name = "AdamW" if config.optimizer.kind == "adamw" else config.optimizer.name
+    name = name_of(config.optimizer)
     if stage and name not in ELEMENTWISE:
         raise UserError(
             f"optimizer.name: {name} needs whole matrices, which ZeRO {stage} cuts into parts; take one of "

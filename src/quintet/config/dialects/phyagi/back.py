@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from quintet.config.describe import KeyInfo, section_of, walk
@@ -24,7 +25,7 @@ from quintet.config.dialects.phyagi.values import (
 )
 from quintet.config.keypath import is_mapping
 from quintet.config.model import NormalInitConfig, PretrainedInitConfig, TransformerConfig
-from quintet.config.optimizer import AdamWConfig
+from quintet.config.optimizer import OptimizerConfig, as_class
 from quintet.config.packing import StreamPackingConfig
 from quintet.config.parallel import DeepSpeedConfig as DeepSpeedParallel
 from quintet.config.schedule import DeepSpeedScheduleConfig, TorchScheduleConfig, TransformersScheduleConfig
@@ -155,19 +156,19 @@ def _put_all(put: Put, section: str, values: dict[str, Any]) -> None:
             put(f"{section}.{name}", value)
 
 
-def _optimizer(config: RunConfig, put: Put, section: str, name: str) -> None:
-    """Put the optimizer ``name`` and its parameters into ``section``."""
-    optimizer = config.optimizer
-    adamw = isinstance(optimizer, AdamWConfig)
-    values = {"betas": list(optimizer.betas), "eps": optimizer.eps} if adamw else optimizer.arguments
-    known = {leaf: value for leaf, value in values.items() if leaf in OptimizerParams.model_fields}
-    put(f"{section}.type", name)
+def _optimizer(config: OptimizerConfig, put: Put, section: str, names: Mapping[str, str] | None = None) -> None:
+    """Put the optimizer's class, by its name in ``names`` if it has one there, and its parameters into ``section``."""
+    optimizer = as_class(config)
+    if optimizer is None:
+        return
+    known = {leaf: value for leaf, value in optimizer.arguments.items() if leaf in OptimizerParams.model_fields}
+    put(f"{section}.type", (names or {}).get(optimizer.name, optimizer.name))
     _put_all(put, f"{section}.params", {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, **known})
 
 
 def _deepspeed(config: RunConfig, put: Put) -> None:
-    optimizer, train, batch = config.optimizer, config.train, config.batch
-    _optimizer(config, put, f"{DS}.optimizer", "AdamW" if isinstance(optimizer, AdamWConfig) else optimizer.name)
+    train, batch = config.train, config.batch
+    _optimizer(config.optimizer, put, f"{DS}.optimizer")
     if isinstance(config.schedule, DeepSpeedScheduleConfig):
         put(f"{DS}.scheduler.type", config.schedule.name)
         put(f"{DS}.scheduler.params", dict(config.schedule.arguments))
@@ -209,13 +210,12 @@ def _zero(settings: dict[str, Any], put: Put) -> None:
 
 def _huggingface(config: RunConfig, put: Put) -> None:
     """Put the arguments of the transformers library's Trainer."""
-    train, optimizer, schedule = config.train, config.optimizer, config.schedule
-    if isinstance(optimizer, AdamWConfig):
-        put(f"{ARGS}.optim", "adamw")
-        put(f"{ARGS}.adam_beta1", optimizer.betas[0])
-        put(f"{ARGS}.adam_beta2", optimizer.betas[1])
-        put(f"{ARGS}.adam_epsilon", optimizer.eps)
-    else:
+    train, optimizer, schedule = config.train, as_class(config.optimizer), config.schedule
+    if optimizer is not None and optimizer.name == "AdamW":
+        beta1, beta2 = optimizer.arguments.get("betas", (None, None))
+        settings = {"adam_beta1": beta1, "adam_beta2": beta2, "adam_epsilon": optimizer.arguments.get("eps")}
+        _put_all(put, ARGS, {"optim": "adamw", **settings})
+    elif optimizer is not None:
         put(f"{ARGS}.optim", optimizer.name)
     if isinstance(schedule, TransformersScheduleConfig):
         name = "warmup_steps" if isinstance(schedule.warmup_steps, int) else "warmup_ratio"
@@ -236,10 +236,9 @@ def _huggingface(config: RunConfig, put: Put) -> None:
 
 def _lightning(config: RunConfig, put: Put) -> None:
     """Put the arguments of Lightning's Trainer and of PhyAGI's module for it."""
-    train, batch, optimizer, schedule = config.train, config.batch, config.optimizer, config.schedule
+    train, batch, schedule = config.train, config.batch, config.schedule
     names = {name: theirs for theirs, name in (TORCH_OPTIMIZERS | TORCH_SCHEDULES | OWN_SCHEDULES).items()}
-    name = "adamw" if isinstance(optimizer, AdamWConfig) else names.get(optimizer.name, optimizer.name)
-    _optimizer(config, put, f"{MODULE}.optimizer", name)
+    _optimizer(config.optimizer, put, f"{MODULE}.optimizer", {**names, "AdamW": "adamw"})
     if isinstance(schedule, TorchScheduleConfig | DeepSpeedScheduleConfig):
         put(f"{MODULE}.scheduler.type", names.get(schedule.name, schedule.name))
         put(f"{MODULE}.scheduler.params", dict(schedule.arguments))

@@ -55,7 +55,11 @@ class OptimizerParams(DialectSection):
     t0: float | None = _optimizer_argument()
     nesterov: bool | None = _optimizer_argument()
     centered: bool | None = _optimizer_argument()
-    amsgrad: bool | None = _optimizer_argument()
+    amsgrad: bool | None = undocumented(
+        None,
+        "the AMSGrad variant of Adam and AdamW; DeepSpeed's AdamW has it only with torch_adam",
+        affects=("optimizer.kind", "optimizer.name", "optimizer.arguments"),
+    )
 
 
 class DeepSpeedOptimizerParams(OptimizerParams):
@@ -67,7 +71,9 @@ class DeepSpeedOptimizerParams(OptimizerParams):
     adam_w_mode: bool | None = undocumented(
         None, "false: the decay is part of the gradient, as in Adam", affects="optimizer.kind"
     )
-    torch_adam: bool | None = undocumented(None, "PyTorch's implementation", no_effect="PyTorch's is always used")
+    torch_adam: bool | None = undocumented(
+        None, "PyTorch's implementation, which AdamW with amsgrad needs", no_effect="PyTorch's is always used"
+    )
 
 
 class DeepSpeedOptimizer(DialectSection):

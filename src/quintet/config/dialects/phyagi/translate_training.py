@@ -101,7 +101,10 @@ def _set_optimizer(
         leaf = key.removeprefix(f"{section}.")
         if leaf in (*native_keys, "adam_w_mode", "torch_adam"):
             continue
-        if name is None:
+        if name is None and leaf == "amsgrad":
+            if params.amsgrad:
+                native.refuse(key, "is refused by DeepSpeed's AdamW, unless torch_adam is true; set it to false")
+        elif name is None:
             native.refuse(key, "is no parameter of AdamW; leave it out")
         else:
             native.set(f"optimizer.arguments.{leaf}", _plain(getattr(params, leaf)), key)
@@ -156,12 +159,14 @@ def _zero(theirs: File, native: NativeBuilder) -> None:
 
 def _optimizer(theirs: File, native: NativeBuilder) -> None:
     section, optimizer = f"{DS}.optimizer", theirs.training_args.ds_config.optimizer
-    name, keys = optimizer.type or "AdamW", (f"{section}.type",)
+    name, params, keys = optimizer.type or "AdamW", optimizer.params, (f"{section}.type",)
     if name.lower() in ("adamw", "adam"):  # DeepSpeed's Adam is AdamW, unless adam_w_mode is false
         keys = (*keys, f"{section}.params.adam_w_mode")
-        adam = "Adam" if name.lower() == "adamw" else name
-        name = adam if optimizer.params.adam_w_mode is False else None
-    _set_optimizer(native, f"{section}.params", optimizer.params, name, keys)
+        if params.adam_w_mode is False:
+            name = "Adam" if name.lower() == "adamw" else name
+        else:
+            name = "AdamW" if params.amsgrad and params.torch_adam else None
+    _set_optimizer(native, f"{section}.params", params, name, keys)
 
 
 def _schedule(theirs: File, native: NativeBuilder) -> None:
@@ -335,11 +340,12 @@ def _lightning_length(theirs: File, native: NativeBuilder) -> None:
 
 def _lightning_optimizer(theirs: File, native: NativeBuilder) -> None:
     section, optimizer = f"{MODULE}.optimizer", theirs.training_args.lightning_module.optimizer
-    name = optimizer.type
-    if name == "adamw":
-        _set_optimizer(native, f"{section}.params", optimizer.params, None, (f"{section}.type",), weight_decay=0.01)
+    name, keys = optimizer.type, (f"{section}.type",)
+    if name == "adamw":  # the section of kind adamw has no amsgrad, torch's class has
+        adamw = "AdamW" if optimizer.params.amsgrad else None
+        _set_optimizer(native, f"{section}.params", optimizer.params, adamw, keys, weight_decay=0.01)
     elif name in TORCH_OPTIMIZERS:
-        _set_optimizer(native, f"{section}.params", optimizer.params, TORCH_OPTIMIZERS[name], (f"{section}.type",))
+        _set_optimizer(native, f"{section}.params", optimizer.params, TORCH_OPTIMIZERS[name], keys)
     else:
         native.refuse(f"{section}.type", f"must be one of adamw, {', '.join(TORCH_OPTIMIZERS)}, and not {name!r}")
 

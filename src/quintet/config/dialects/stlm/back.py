@@ -11,7 +11,7 @@ from quintet.config.dialects.stlm.values import HUB_TOKENIZERS, TASKS, names_of
 from quintet.config.embedding_and_head import ByteEmbeddingConfig, ByteHeadConfig
 from quintet.config.loss import MaskedLossConfig
 from quintet.config.model import HuggingFaceConfig, TransformerConfig
-from quintet.config.optimizer import AdamWConfig
+from quintet.config.optimizer import as_class
 from quintet.config.schema import RunConfig
 from quintet.config.sources import SourceConfig
 from quintet.config.tokenizer import BPETokenizerConfig, HuggingFaceTokenizerConfig, TiktokenTokenizerConfig
@@ -102,11 +102,13 @@ def _tokenizer(config: RunConfig) -> dict[str, Any]:
 
 
 def _optimizer(config: RunConfig) -> dict[str, Any]:
-    optimizer = config.optimizer
+    optimizer = as_class(config.optimizer)
+    if optimizer is None:
+        return {}
     values: dict[str, Any] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
-    if isinstance(optimizer, AdamWConfig):
-        values |= {"beta1": optimizer.betas[0], "beta2": optimizer.betas[1]}
-        values |= {"optimizer_name": "AdamW" if optimizer.decay == "all" else "nanoGPTadamW"}
+    if config.optimizer.kind == "adamw":  # with params STLM's AdamW is of kind torch
+        values["beta1"], values["beta2"] = optimizer.arguments["betas"]
+        values["optimizer_name"] = "AdamW" if optimizer.decay == "all" else "nanoGPTadamW"
     else:
         values = {"optimizer_name": optimizer.name, "params": values | optimizer.arguments}
     return {f"trainer.optimizer.{name}": value for name, value in values.items()}
