@@ -117,15 +117,15 @@ def test_labels_that_no_row_has_are_said_where_the_run_file_names_them(make_conf
     assert lines_of(make_config, {**some, "document": {"kind": "tokens"}}) == []
     named = {**some, "document": {"kind": "tokens", "labels": "labels"}}
     assert lines_of(make_config, named) == [
-        "`document.labels`: 1 of 2 documents have no 'labels': all of their tokens have a loss"
+        "`document.labels`: 1 of 2 documents have no 'labels': all of their tokens count in the loss"
     ]
     named["document"]["labels"] = "lables"
     assert lines_of(make_config, named) == [
-        "`document.labels`: 2 of 2 documents have no 'lables': all of their tokens have a loss"
+        "`document.labels`: 2 of 2 documents have no 'lables': all of their tokens count in the loss"
     ]
     all_ignored = rows(tmp_path, {"input_ids": ids, "labels": ids})
     assert lines_of(make_config, {**all_ignored, "document": {"kind": "tokens", "ignore_index": -1}}) == [
-        "`document.ignore_index`: no label is -1: all tokens have a loss"
+        "`document.ignore_index`: no label is -1: all tokens count in the loss"
     ]
 
 
@@ -133,7 +133,7 @@ def test_documents_without_a_token_to_learn_are_counted(make_config: MakeConfig,
     ids = list(range(1, 9))
     source = rows(tmp_path, {"input_ids": ids, "labels": ids}, *[{"input_ids": ids, "labels": [-100] * 8}] * 3)
     assert lines_of(make_config, {**source, "document": {"kind": "tokens"}}) == [
-        "3 of 4 documents have no token with a loss"
+        "3 of 4 documents have no token that counts in the loss"
     ]
 
 

@@ -217,7 +217,7 @@ def test_conversations_that_cannot_be_written_are_refused(tmp_path: Path, chatty
     source = source_of("jsonl", path, document={"kind": "chat", "template": str(template)})
     refused(source, "data.sources[0].document.template: ", chatty)
     for text, problem in [
-        ("{{ messages | length }}{{ messages[0].content }}", "what it writes for the first 2 messages is not how it"),
+        ("{{ messages | length }}{{ messages[0].content }}", "its text for the first 2 messages is not the beginning"),
         ("{{ raise_exception('no system') }}", "chat template: no system; correct the row or the template"),
     ]:
         template.write_text(text)

@@ -78,7 +78,7 @@ class DataConfig(ConfigSection):
         "the loss on it can get, and at the end how low it got",
     )
     learn_prompts: bool = key(
-        False, "also count the tokens that have no loss otherwise: prompts, separators, labels that are `ignore_index`"
+        False, "let all tokens count in the loss: also prompts, separators and tokens whose label is `ignore_index`"
     )
     deduplicate_validation: bool = key(
         True, "do not train on documents that are equal to a validation document, whichever source they are in"
@@ -97,20 +97,21 @@ class DataConfig(ConfigSection):
         return bool(self.validation or self.validation_sources)
 
     def batch_index(self, step: int) -> int:
-        """The step, counted from 0, whose batch is used at ``step``."""
+        """Return the index of the batch for ``step``, both counted from 0: always 0 with `fixed_batch`."""
         return 0 if self.fixed_batch else step
 
     @model_validator(mode="before")
     @classmethod
-    def _nothing_held_out_twice(cls, values: Any) -> Any:
+    def _default_validation(cls, values: Any) -> Any:
+        """Set the default of `validation` to 0 if there are `validation_sources`."""
         if is_mapping(values) and values.get("validation_sources") and "validation" not in values:
             return {**values, "validation": 0}
         return values
 
     @model_validator(mode="before")
     @classmethod
-    def _music_in_pieces(cls, values: Any) -> Any:
-        """Set the default packing of music, which cannot be a stream of tokens."""
+    def _default_packing(cls, values: Any) -> Any:
+        """Set the default of `packing` to `pieces` for music, which cannot be packed as a stream of tokens."""
         if not is_mapping(values) or "packing" in values or not are_music(values.get("sources")):
             return values
         return {**values, "packing": {"kind": "pieces"}}

@@ -1,5 +1,5 @@
-"""The section `document` of a source: the part of a row, line or file that is a document, and the tokens with a
-loss."""
+"""The section `document` of a source: the part of a row, line or file that is a document, and the part of a document
+that counts in the loss."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pydantic import Field
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 from quintet.templates import TemplateError, names_in
 
-_PREFIX = "text before each document, with a loss like the document's text"
-_SEPARATOR = "the loss begins after the first occurrence of this text; a document without it is dropped"
+_PREFIX = "text before each document; it counts in the loss"
+_SEPARATOR = "only the text after its first occurrence counts in the loss; a document without it is dropped"
 IGNORED = -100
-"""The target of a token without a loss, in batches and in data that has labels."""
-IGNORE_INDEX = "the label of a token without a loss"
-_UNLEARNT = "text before each document; it has no loss"
+"""The target of a token that does not count in the loss, in batches and in data that has labels."""
+IGNORE_INDEX = "the label of tokens that do not count in the loss"
+_UNLEARNT = "text before each document; it does not count in the loss"
 
 
 Content = Literal["text", "ids", "notes"]
@@ -28,14 +28,14 @@ Content = Literal["text", "ids", "notes"]
 class WholeText(ConfigSection):
     """All of the text."""
 
-    kind: Literal["text"] = key("text", "the whole text, all of it with a loss")
+    kind: Literal["text"] = key("text", "the whole text, all of which counts in the loss")
     prefix: str = key("", _PREFIX)
 
 
 class ConditionalText(ConfigSection):
-    """A prompt, a separator and a text, of which only the text has a loss."""
+    """A prompt, a separator and a text, of which only the text counts in the loss."""
 
-    kind: Literal["conditional"] = key(..., "a loss only after a separator")
+    kind: Literal["conditional"] = key(..., "only the text after a separator counts in the loss")
     separator: str = key(..., _SEPARATOR, min_length=1)
     prefix: str = key("", _UNLEARNT)
 
@@ -47,22 +47,22 @@ class TextField(WholeText):
 
 
 class ConditionalField(ConditionalText):
-    """A prompt, a separator and a text in one field; only the text has a loss."""
+    """A prompt, a separator and a text in one field; only the text counts in the loss."""
 
     field: str = key("text", "the field or column that holds the text", min_length=1)
 
 
 class AnswerFields(ConfigSection):
-    """A prompt and its answer in two fields; the answer and the end id after it have a loss."""
+    """A prompt and its answer in two fields; the answer and the end id after it count in the loss."""
 
-    kind: Literal["answer"] = key(..., "a loss only on the answer to a prompt")
+    kind: Literal["answer"] = key(..., "only the answer to a prompt counts in the loss")
     prompt: str = key("prompt", "the field or column that holds the prompt", min_length=1)
     answer: str = key("answer", "the field or column that holds the answer", min_length=1)
-    between: str = key("", "text between prompt and answer; it has no loss")
+    between: str = key("", "text between prompt and answer; it does not count in the loss")
 
 
 class TemplateFields(ConfigSection):
-    """A text that a Jinja template makes of several fields; all of it has a loss."""
+    """A text that a Jinja template makes of several fields; all of it counts in the loss."""
 
     kind: Literal["template"] = key(..., "the text of several fields")
     text: str = key(
@@ -89,10 +89,10 @@ class TemplateFields(ConfigSection):
 
 
 class ChatField(ConfigSection):
-    """A conversation: a list of messages, each with `role` and `content`, that a chat template makes a text of. The
-    assistant's messages have a loss, and so has what the template puts after them."""
+    """A conversation: a list of messages, each with `role` and `content`, that a chat template makes a text of. Only
+    the assistant's messages, and what the template puts after them, count in the loss."""
 
-    kind: Literal["chat"] = key(..., "a loss only on the assistant's messages")
+    kind: Literal["chat"] = key(..., "only the assistant's messages count in the loss")
     messages: str = key("messages", "the field or column that holds the list of messages", min_length=1)
     template: str | None = key(None, "a Jinja file; the tokenizer's own template when not given", min_length=1)
     date: str | None = key(
@@ -120,7 +120,8 @@ class TokenField(ConfigSection):
     ids: str = key("input_ids", "the field or column that holds the ids", min_length=1)
     labels: str = key(
         "labels",
-        "the field or column of labels, if it exists: the ids again, or `ignore_index` for tokens without a loss",
+        "the field or column of labels, if it exists: the ids again, or `ignore_index` for tokens that do not "
+        "count in the loss",
     )
     ignore_index: int = key(IGNORED, IGNORE_INDEX, unit="id")
     seq_lengths: str | None = key(
@@ -130,7 +131,8 @@ class TokenField(ConfigSection):
         min_length=1,
     )
     learn_end: bool = key(
-        True, "an end id that is added to a row without one has a loss, provided that the row's last token has"
+        True,
+        "if a row has no end id, the one that is added counts in the loss, provided that the row's last token does",
     )
 
 
@@ -144,7 +146,7 @@ class Music(ConfigSection):
         gt=0,
     )
     only_by: tuple[str, ...] = key(
-        (), "surnames of composers, such as bach, to whose pieces the source is limited; not limited when empty"
+        (), "surnames of composers, such as bach: only their pieces are read; those of all composers when empty"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from quintet.config.norm import ModelNormConfig, PlaceNormConfig
+from quintet.config.norm import ModelNormConfig, PartNormConfig
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 
 
@@ -56,7 +56,7 @@ class LinearHeadConfig(ConfigSection):
     """A linear head from the last features to logits: norm, dropout, one matrix."""
 
     kind: Literal["linear"] = key("linear", "one matrix with a row per id")
-    norm: PlaceNormConfig = key(
+    norm: PartNormConfig = key(
         ModelNormConfig(),
         "norm before the head; by default the model's, and none with block: post_norm, which ends with a norm",
     )
@@ -69,7 +69,7 @@ class ByteHeadConfig(_ByteLevel):
 
     kind: Literal["bytes"] = key(..., "all bytes of the next id at once, by a small transformer")
     layers: int = key(7, "blocks over the bytes of an id", unit="blocks", ge=1)
-    norm: PlaceNormConfig = key(
+    norm: PartNormConfig = key(
         ModelNormConfig(),
         "norm before the head; by default the model's, and none with block: post_norm, which ends with a norm",
     )

@@ -15,7 +15,7 @@ from quintet.config.embedding_and_head import (
     LinearHeadConfig,
     TokenEmbeddingConfig,
 )
-from quintet.config.norm import ModelNormConfig, NoNormConfig, NormConfig, PlaceNormConfig, RMSNormConfig
+from quintet.config.norm import ModelNormConfig, NoNormConfig, NormConfig, PartNormConfig, RMSNormConfig
 from quintet.config.position import PositionConfig, RopeConfig
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 from quintet.config.sharing import How, SharedPart, SharingConfig
@@ -46,7 +46,7 @@ class _Attention(ConfigSection):
         ge=1,
     )
     restart_positions: bool = key(False, "positions restart at each document, with a mask that separates documents")
-    norm: PlaceNormConfig = key(ModelNormConfig(), "norm around the attention")
+    norm: PartNormConfig = key(ModelNormConfig(), "norm around the attention")
     dropout: float = key(0.0, "dropout on the attention weights", unit="probability", ge=0, le=1)
     input_dropout: float = key(0.0, "dropout on the input of the attention", unit="probability", ge=0, le=1)
     backend: Literal["auto", "sdpa", "flash", "flex"] = key(
@@ -64,7 +64,7 @@ class CausalAttentionConfig(_Attention):
     mask: Literal["causal", "causal_document", "prefix"] = key(
         "causal",
         "causal: all earlier positions; causal_document: those of the same document; prefix: as causal_document, and "
-        "the prompt of a document (the tokens before its first token with a loss) attends to all of itself",
+        "the prompt of a document (the tokens before the first that counts in the loss) attends to all of itself",
     )
 
     def errors(self) -> ConfigErrors:
@@ -119,7 +119,7 @@ class _FeedForward(ConfigSection):
         gt=0,
     )
     bias: bool = key(False, "biases in the projections")
-    norm: PlaceNormConfig = key(ModelNormConfig(), "norm around the network")
+    norm: PartNormConfig = key(ModelNormConfig(), "norm around the network")
     dropout: float = key(0.0, "dropout on the hidden features", unit="probability", ge=0, le=1)
     input_dropout: float = key(0.0, "dropout on the input of the network", unit="probability", ge=0, le=1)
 
@@ -364,7 +364,7 @@ class TransformerConfig(ConfigSection):
         """True if the attention mask depends on the prompts of documents."""
         return self.attention.mask == "prefix"
 
-    def _norm_of(self, own: PlaceNormConfig) -> NormConfig:
+    def _norm_of(self, own: PartNormConfig) -> NormConfig:
         return self.norm if isinstance(own, ModelNormConfig) else own
 
     def rows(self, vocab_size: int) -> int:

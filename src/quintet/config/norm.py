@@ -17,8 +17,8 @@ class RMSNormConfig(ConfigSection):
     gain: bool = key(True, "a trained factor per feature")
 
 
-class PlaceRMSNormConfig(RMSNormConfig):
-    """Root-mean-square norm (Zhang and Sennrich 2019) of one part."""
+class PartRMSNormConfig(RMSNormConfig):
+    """Root-mean-square norm (Zhang and Sennrich 2019), in a part whose default is the norm in `model.norm`."""
 
     kind: Literal["rms"] = key(..., "root-mean-square norm")
 
@@ -47,7 +47,7 @@ class ModelNormConfig(ConfigSection):
 NormConfig = Annotated[RMSNormConfig | LayerNormConfig | NoNormConfig, Field(discriminator="kind")]
 """The norm of the model."""
 
-PlaceNormConfig = Annotated[
-    ModelNormConfig | PlaceRMSNormConfig | LayerNormConfig | NoNormConfig, Field(discriminator="kind")
+PartNormConfig = Annotated[
+    ModelNormConfig | PartRMSNormConfig | LayerNormConfig | NoNormConfig, Field(discriminator="kind")
 ]
-"""The norm of one part, by default the model's."""
+"""The norm of one part of the model; `model`, the default, is the norm in `model.norm`."""

@@ -75,8 +75,8 @@ class PiecePackingConfig(_Music):
 
 class TaskPackingConfig(_Music):
     """Piano music: each of the tasks splits a record of notes into a prompt and an answer. Answers are never cut: if
-    prompt and answer do not fit a sample, the record is shortened. All tokens after `<GENAI>` have a loss, and with
-    `data.learn_prompts` all tokens."""
+    prompt and answer do not fit a sample, the record is shortened. Only tokens after `<GENAI>` count in the loss;
+    with `data.learn_prompts` all tokens do."""
 
     kind: Literal["tasks"] = key(..., "prompts and answers from pieces of music")
     notes_per_record: int = key(128, "notes of prompt and answer together", unit="notes", ge=2)

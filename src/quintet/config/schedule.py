@@ -74,7 +74,11 @@ class PlateauConfig(_Warmup):
     factor: float = key(0.1, "factor on the rate", unit="factor", gt=0, lt=1)
     patience: int = key(10, "validations without a better loss before the rate is lowered", unit="validations", ge=0)
     threshold: float = key(
-        1e-4, "part of the best loss by which a loss must be below it to be better", unit="fraction", ge=0, lt=1
+        1e-4,
+        "a loss is better if it is lower than the best one by more than this fraction of the best one",
+        unit="fraction",
+        ge=0,
+        lt=1,
     )
     cooldown: int = key(0, "validations after a change that do not count as worse", unit="validations", ge=0)
     min_lr: float = key(0.0, "lowest rate", unit="per step", ge=0)

@@ -95,7 +95,7 @@ class TextSource(FileSource):
     separator: str | None = key(
         None, "text between two documents of one file; without it a file is one document", min_length=1
     )
-    document: TextConfig = key(WholeText(), "what has a loss")
+    document: TextConfig = key(WholeText(), "the part of the text that counts in the loss")
     on_error: Literal["stop", "skip"] = key(
         "stop", "what to do with a named file that is not text: stop with its place, or drop it and count it"
     )
@@ -163,7 +163,7 @@ class _ArraySource(FileSource):
 
 class NpySource(_ArraySource):
     """NumPy arrays of token ids, [tokens], or with further axes of length 1. In a folder, *.npy. A `NAME_labels.npy`
-    beside `NAME.npy` holds the same tokens, or `ignore_index` for tokens without a loss."""
+    beside `NAME.npy` holds the same tokens, or `ignore_index` for tokens that do not count in the loss."""
 
     kind: Literal["npy"] = key(..., "NumPy arrays of token ids")
     ignore_index: int = key(IGNORED, IGNORE_INDEX, unit="id")

@@ -298,7 +298,7 @@ def _lines(index: SourceIndex, manifest: Manifest) -> list[str]:
         *index.reader.unmatched(index, manifest.matched, documents),
     ]
     if unlearnt := manifest.matched.get("unlearnt"):
-        lines.append(f"{unlearnt:,} of {documents:,} documents have no token with a loss")
+        lines.append(f"{unlearnt:,} of {documents:,} documents have no token that counts in the loss")
     return [f"{label}: {line}" for line in lines] + list(passed_over_lines(label, index.passed))
 
 

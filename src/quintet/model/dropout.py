@@ -82,7 +82,10 @@ def follow_schedule(model: nn.Module, device: torch.device) -> None:
 
 
 def _limit(rate: float) -> int:
-    """Return the int32 below which a share ``rate`` of all hashes lies; one too small for a rate of 1."""
+    """Return the limit for ``rate``: of all int32 hashes, this fraction is below it.
+
+    At a rate of 1 the limit is the largest int32, so that one of the 2**32 hashes is not below it.
+    """
     return min(round(rate * 2**32) - 2**31, 2**31 - 1)
 
 
@@ -152,7 +155,7 @@ def set_dropout(model: nn.Module, rate: float) -> None:
 
 def is_dropout_rate(name: str, value: object) -> bool:
     """Return True if an attribute with this name and ``value`` is a dropout rate of the transformers library.
-    Layerdrop, which skips whole layers, is none.
+    The rate of layerdrop, which skips whole layers, is not a dropout rate.
 
     >>> is_dropout_rate("attention_dropout", 0.1), is_dropout_rate("use_dropout", True)
     (True, False)

@@ -46,8 +46,11 @@ def step_time(found: Simulation, machine: Machine) -> StepTime:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """A ``plan`` on ``machine``. If it does not fit, ``change`` makes it fit (None: no change that was tried does), and
-    ``closest`` has the lowest peak of the changes that do not fit."""
+    """A ``plan`` with the ``simulation`` of a step on ``machine``.
+
+    If the run does not fit, ``change`` is the change of settings with which it fits, None if no change was found.
+    ``closest`` is, of the changes that were tried and do not fit, the one with the lowest peak of memory.
+    """
 
     plan: Plan
     machine: Machine

@@ -112,7 +112,7 @@ class Paired:
             if not math.isfinite(difference):
                 lines.append(f"  {name:{width}}  {value:.4f}  no difference, because a loss is not finite")
                 continue
-            verdict = ("worse" if difference > 0 else "better") if interval.certain else "not to be told apart"
+            verdict = ("worse" if difference > 0 else "better") if interval.certain else "no clear difference"
             lines.append(
                 f"  {name:{width}}  {value:.4f}  {difference:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}] "
                 f"{verdict}; {interval.agreeing:.1%} of the resamples agree"

@@ -27,7 +27,7 @@ from quintet.track.tracker import RunStatus, Tracked
 _PARAM_LENGTH, _TAG_LENGTH = 6000, 8000
 _PARAMS_AT_ONCE, _METRICS_AT_ONCE = 100, 1000
 _STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-_SETTINGS = {  # environment variables of MLflow that the user has not set
+_SETTINGS = {  # defaults of MLflow's environment variables; a value that the user has set is kept
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # notices a dead server after seconds, not minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_LOGGING_LEVEL": "WARNING",

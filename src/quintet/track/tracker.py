@@ -36,7 +36,7 @@ class Tracker(Protocol):
         ...
 
     def files(self, step: int, name: str, files: Mapping[str, bytes]) -> None:
-        """Log a sample of music as files by their endings: ``.mid``, and ``.png`` for its picture."""
+        """Log a sample of music: the contents of its files, by extension, ``.mid`` and ``.png`` (a piano roll)."""
         ...
 
     def close(self, status: RunStatus = "finished", checkpoint: Path | None = None) -> None:

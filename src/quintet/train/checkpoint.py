@@ -191,8 +191,9 @@ class Checkpointer:
         self._sync()
         broadcast_from_rank0(lambda: shutil.rmtree(unfinished, ignore_errors=True), self._group)
         try:
-            # The state is on the host. To copy ahead, PyTorch would wait for the first GPU in this thread, whichever
-            # GPU the process uses, and so take memory of the first GPU in each process of the machine.
+            # Nothing is copied ahead, because the state is on the host already. To copy ahead, PyTorch would wait for
+            # GPU 0 in this thread, whichever GPU the process uses, so each process of the machine would take memory of
+            # GPU 0.
             writer = FileSystemWriter(unfinished, thread_count=_files_of(state), per_thread_copy_ahead=0)
             state_dict_saver.save(  # pyright: ignore[reportUnknownMemberType]  (open in PyTorch)
                 state, storage_writer=writer, process_group=self._group, no_dist=self._group is None

@@ -90,7 +90,7 @@ def log_metrics(run: Run, buffer: MetricsBuffer) -> Spike | None:
     if (spike := look_for_spike(run, window.records)) is not None:
         return spike
     progress = run.progress
-    # Skipped steps before this window count on if all of its steps were skipped.
+    # The consecutive skipped steps reach back beyond this window only if all steps of this window were skipped.
     before = progress.last_skipped if window.last_skipped == len(window.records) else 0
     run.progress = replace(
         progress,

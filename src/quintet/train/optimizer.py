@@ -21,7 +21,7 @@ from quintet.train.library_optimizers import library_optimizer, state_after_step
 DECAYING = ("matrix", "embedding")
 """Roles of the parameters that decay under ``decay: matrices``."""
 UNREADABLE = (DataDependentOutputException, DynamicOutputShapeException)
-"""Errors of a step on fake tensors that reads a value."""
+"""Errors that PyTorch raises if an optimizer needs the value of a fake tensor, which has none."""
 _AVERAGES = ("exp_avg", "exp_avg_rms")
 """The averages in the state of `LowPrecisionAdamW`."""
 STATE_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,8 +63,8 @@ OPTIMIZERS: dict[str, Callable[[Any, list[nn.Parameter], list[nn.Parameter]], to
 def optimizer_bytes(config: OptimizerConfig, model: nn.Module) -> float:
     """Return the bytes of the optimizer's state for the trainable parameters of ``model``, on any device.
 
-    They are those after one step on fake tensors of each shape. If the step reads a value, the state of a small matrix
-    is scaled up instead.
+    They are those after one step on fake tensors of each shape. If the optimizer needs a value, the state of a small
+    matrix is scaled up instead.
     """
     shapes = Counter(parameter.shape for parameter in model.parameters() if parameter.requires_grad)
     if isinstance(config, TorchOptimizerConfig):

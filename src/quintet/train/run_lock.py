@@ -50,9 +50,9 @@ class Holder:
 
     @property
     def is_here(self) -> bool:
-        """True if the process ran on this machine since its last start, so that its number shows if it still runs.
+        """True if the process was started on this machine after its last boot; then `is_alive` is right.
 
-        False where nothing tells one start of the machine from another, as on Windows; signs of life decide there.
+        False where one boot cannot be distinguished from another, as on Windows; there, signs of life decide.
         """
         return bool(self.boot) and (self.host, self.boot) == (platform.node(), _boot())
 

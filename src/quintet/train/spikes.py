@@ -63,7 +63,8 @@ def look_for_spike(run: Run, records: Sequence[tuple[int, dict[str, float]]]) ->
     if config is None:
         return None
     losses = [(step, metrics["train/loss"]) for step, metrics in records]
-    # By step number, not by the checkpoints that exist: a run that was stopped has more of them.
+    # The first checkpoint of an uninterrupted run. A run that was stopped has also written one when it stopped, which
+    # must not change the steps at which a spike is looked for.
     first = run.intervals.first_saved
     spike, known = broadcast_from_rank0(lambda: find_spike(config, run.progress.losses, losses, first))
     if spike is None:

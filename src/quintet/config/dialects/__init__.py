@@ -2,8 +2,9 @@
 
 Every folder has the same layout: ``schema.py`` has the sections and keys of a file; ``translate.py`` has the rules for
 keys that depend on each other, and the `Dialect`; ``values.py`` has the framework's names of values and what they mean,
-if there are many; ``back.py`` has the way back as far as `to` of the keys does not give it. A part that does not fit
-has a file of its own, ``schema_<part>.py`` or ``translate_<part>.py``.
+if there are many; ``back.py`` translates a native run file back. A key whose `to` names a single native key is
+translated both ways by that alone, without code in ``translate.py`` and ``back.py``. A part that does not fit has a
+file of its own, ``schema_<part>.py`` or ``translate_<part>.py``.
 """
 
 from __future__ import annotations

@@ -60,12 +60,15 @@ class DialectSection(ConfigSection):
 class Dialect:
     """The run files of one framework.
 
-    ``schema`` is the typed form of a file. ``normalize`` brings a file into the nesting of the schema, as far as
-    aliases cannot. ``rules(theirs, native)`` set in ``native`` what follows from several keys of the file ``theirs``,
-    and what the framework always does. ``back`` puts the keys of a file that `to` does not give, and ``writes`` is true
-    for the keys with `to` that a file gets. ``applies(values, key)`` is false for a key that is not for the file
-    ``values``, so that its default is not set. ``hydra`` is true if the command line has Hydra's grammar. ``stand_in``
-    has values for keys that a file must have, so that the others can be checked without them.
+    - ``schema`` is the typed form of a file. A key whose `to` names a native key is translated by that alone.
+    - ``normalize`` moves the keys of a file to their places in the schema, where aliases are not enough.
+    - ``rules(theirs, native)`` sets in ``native`` what several keys of the file ``theirs`` decide together, and what
+      the framework always does.
+    - ``back(config, put)`` writes the keys that several native keys decide together.
+    - ``writes(config, key)`` is True if the file of ``config`` gets ``key``, which has `to`.
+    - ``applies(values, key)`` is False if files such as ``values`` do not have ``key``; then its default is not set.
+    - ``hydra`` is True if overrides on the command line have Hydra's grammar.
+    - ``stand_in`` has a value for each required key, so that a file that lacks one can be checked for other mistakes.
     """
 
     name: str

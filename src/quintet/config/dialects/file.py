@@ -25,13 +25,15 @@ from quintet.errors import nearest
 class SchemaFile:
     """The keys of one file, or of several merged, as the schema of ``dialect`` reads them.
 
-    ``theirs`` is the file as an object of the schema. If the file has mistakes, they are in ``problems``, and
-    ``theirs`` has only what is right, and stand-ins for keys that a file must have; it is None if that is not enough.
-    Keys are named by their path in the schema, such as ``model.n_layer``, in lists with the index,
-    ``dataset[0].seq_len``. ``purpose`` is what the file is read for, "train" or "prepare". ``native`` has the native
-    values of the file's section `quintet:`; an unsupported key is accepted if they set all native keys of its
-    ``affects``. ``variables`` are names at the top that only interpolations use. ``not_here`` has what the file names
-    and this machine lacks.
+    ``theirs`` is the file as an object of the schema. If the file has mistakes, they are in ``problems``; ``theirs``
+    then has a default or a stand-in for each wrong or missing key, and is None if that is not possible. ``not_here``
+    describes the files and libraries that the file names and this machine does not have.
+
+    Keys are named by their path in the schema, with the index in lists: ``model.n_layer``, ``dataset[0].seq_len``.
+
+    ``purpose`` is "train" or "prepare". ``native`` are the native keys in the file's section `quintet:`; a key of the
+    file that is not supported is accepted if ``native`` sets all native keys that the key affects. ``variables`` are
+    keys at the top of the file that are no keys of the schema, because only interpolations use them.
     """
 
     def __init__(
@@ -300,11 +302,11 @@ def replace_wrong(values: dict[str, Any], path: KeyPath, stand_in: dict[str, Any
 
 
 def add_unrelated(problems: Sequence[Problem], later: Iterable[Problem], dialect: Dialect | None) -> list[Problem]:
-    """Return the ``problems`` of a file of ``dialect``, None for a native one, and those of the ``later`` problems that
-    do not follow from them.
+    """Return ``problems`` and those of the ``later`` problems that are not a consequence of them.
 
-    The later ones were found with defaults and stand-ins in place of the keys that are wrong or missing. So a later
-    problem counts only if it has a place of its own and does not name one of these keys.
+    ``problems`` are wrong or missing keys of a file of ``dialect`` (None: a native file). ``later`` were found in
+    values that have a default or a stand-in for each of these keys, so a later problem may be about a value that the
+    file does not have. It is returned only if it has a place of its own and its message names none of these keys.
     """
     if not problems:
         return list(later)
@@ -313,12 +315,12 @@ def add_unrelated(problems: Sequence[Problem], later: Iterable[Problem], dialect
     if dialect is not None:
         keys |= {known.path for key in keys if (path := parse(key)) and (known := dialect.find(path))}
     names = re.compile(rf"(?<![\w.])(?:{'|'.join(map(re.escape, sorted(keys))) or '(?!)'})(?!\w)")
-    return [*problems, *(one for one in later if _is_unrelated(one, problems, keys) and not names.search(one.message))]
+    return [*problems, *(new for new in later if _is_unrelated(new, problems, keys) and not names.search(new.message))]
 
 
 def _is_unrelated(later: Problem, problems: Sequence[Problem], keys: set[str]) -> bool:
-    """Return True if ``later`` has a place of its own, and neither its key is one of the wrong ``keys`` nor a word of
-    its message the last name of one in the same section."""
+    """Return True if ``later`` is at another place than ``problems``, its key is not one of the wrong ``keys``, and its
+    message has no word that is the last name of a wrong key in the same section."""
     if later.key in keys or (later.origin.line is None and later.origin.file is not None):
         return False
     for problem in problems:

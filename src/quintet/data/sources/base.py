@@ -29,10 +29,11 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class TextParts:
-    """A document of several texts, encoded as one text; ``loss_mask`` is True for texts whose tokens have a loss.
+    """A document of several texts, encoded as one text; ``loss_mask`` is True for texts that count in the
+    loss.
 
-    A token of characters from two texts has a loss if one of the texts has. The end id after the last text has a loss
-    if that text has. With ``template`` the text of a special token is its id, as a chat template writes it. ``ends``
+    A token of characters from two texts counts if one of the texts does. The end id after the last text counts if that
+    text does. With ``template`` the text of a special token is its id, as a chat template writes it. ``ends``
     are ids that end the document as the end id does, with or without white space after them.
     """
 
@@ -64,12 +65,12 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class TokenIds:
-    """A document of token ids: ``ids`` [tokens] of any integer type, of which ``loss_mask``, bool [tokens] or None for
-    all, have a loss.
+    """A document of token ids: ``ids`` [tokens] of any integer type, ``loss_mask``, bool [tokens], is True for
+    ids that count in the loss; None if all do.
 
     A long document may come in several pieces, to save memory: all but the last have ``continues``. ``location`` is
     where the ids were read, for messages. ``ends`` are ids that end the document as the end id does, with or without
-    white space after them. An end id that is added has a loss if the last token has one and ``learn_end`` is set.
+    white space after them. An end id that is added counts in the loss if the last id does and ``learn_end`` is set.
     """
 
     ids: np.ndarray

@@ -150,10 +150,10 @@ def text_maker(document: WholeText | ConditionalText) -> Callable[[str], Documen
     return lambda text: prefix + text if text else text
 
 
-RowSource = TypeVar("RowSource", JsonlSource, CsvSource, ParquetSource, HuggingFaceSource)
+SourceOfRows = TypeVar("SourceOfRows", JsonlSource, CsvSource, ParquetSource, HuggingFaceSource)
 
 
-class RowReader(Reader[RowSource, Part]):
+class RowReader(Reader[SourceOfRows, Part]):
     """A base for readers of rows."""
 
     def documents_of(
@@ -196,10 +196,10 @@ class RowReader(Reader[RowSource, Part]):
         if labelled < documents:
             yield (
                 f"`document.labels`: {documents - labelled:,} of {documents:,} documents have no {document.labels!r}: "
-                "all of their tokens have a loss"
+                "all of their tokens count in the loss"
             )
         elif documents and not matched.get("ignored"):
-            yield f"`document.ignore_index`: no label is {document.ignore_index}: all tokens have a loss"
+            yield f"`document.ignore_index`: no label is {document.ignore_index}: all tokens count in the loss"
 
 
 def _result(make: Callable[[Raw, Location], RowDocuments], raw: Raw, location: Location) -> RowResult:
@@ -238,8 +238,8 @@ def text_of(row: Row, field: str) -> str:
 def ids_of(
     row: Row, document: TokenField, location: Location, ends: frozenset[int] = frozenset()
 ) -> TokenIds | tuple[Document, ...]:
-    """Return the document of a row of ids, which ``ends`` end too, with a loss where its labels are not
-    ``ignore_index``; several documents if the row has their lengths. Raises BadRow."""
+    """Return the document of a row of ids, in which ids of ``ends`` are end ids too; several documents
+    if the row has their lengths. Ids whose label is ``ignore_index`` do not count in the loss. Raises BadRow."""
     ids, loss_mask = _integers(row, document.ids), None
     cuts = _cuts(row, document.seq_lengths, ids.size)
     if row.get(document.labels) is not None:
@@ -284,7 +284,7 @@ def loss_mask_of(ids: np.ndarray, labels: np.ndarray, ignore_index: int = IGNORE
         raise BadRow(
             "bad_labels",
             f"label {at} is {int(labels[at])} where the id is {int(ids[at])}; labels are the ids again, not shifted, "
-            f"or {ignore_index} (`ignore_index`) where there is no loss",
+            f"or {ignore_index} (`ignore_index`) for tokens that do not count in the loss",
         )
     return loss_mask
 
@@ -332,7 +332,7 @@ def _conditional(text: str, separator: str) -> TextParts | None:
 
 
 def _answered(prompt: str, answer: str) -> TextParts:
-    """Return a prompt without a loss and its answer with one. An answer without text, and its end, have no loss."""
+    """Return a prompt, which does not count in the loss, and its answer, which does if it has a text."""
     return TextParts((prompt, answer), (False, bool(answer.strip())))
 
 

@@ -119,11 +119,11 @@ class Conversations:
         self._ends = turn_ends(tokenizer, self._format)
 
     def document(self, messages: object) -> TextParts:
-        """Return what the template writes for ``messages``; without a tokenizer, only the contents of the messages.
+        """Return the text that the template writes for ``messages``; without a tokenizer, the contents of the messages.
 
-        An answer without text, and what ends it, have no loss. Raises UserError for what is no list of messages, for a
-        template that fails, and for a template whose text of a conversation does not begin with its text of the first
-        messages: then it is unknown which text is the assistant's.
+        The assistant's answers, and what the template writes after each, count in the loss, except empty answers.
+        Raises UserError if ``messages`` are no list of messages, or if the template fails. To find the answers, each
+        text for the first messages must be the beginning of the text for all; raises UserError if it is not.
         """
         conversation = _checked(messages)
         if self._format is None:
@@ -151,8 +151,8 @@ class Conversations:
             raise UserError(f"{str(error).partition(_ADVICE)[0]}; correct the row or the template") from None
         if not whole.startswith(written):
             raise UserError(
-                f"chat template: what it writes for the first {number - 1} messages is not how it begins the first "
-                f"{number}, so that no text is known to be the assistant's; use a template that appends only"
+                f"chat template: its text for the first {number - 1} messages is not the beginning of its text for the "
+                f"first {number}, so the assistant's text cannot be found; use a template that only appends"
             )
         texts.append(whole[len(written) :])
         return whole

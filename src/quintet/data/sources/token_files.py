@@ -67,7 +67,7 @@ def _position(position: float | None, count: int) -> int:
 
 @dataclass(frozen=True)
 class Labels:
-    """A file of labels: the same ids, or ``ignore_index`` for tokens without a loss."""
+    """A file of labels: the same ids, or ``ignore_index`` for tokens that do not count in the loss."""
 
     file: TokenFile
     ignore_index: int

@@ -1,9 +1,9 @@
-"""A trial of a model of the transformers library, which finds the ways of reading that give the logits of plain
-reading.
+"""A test of a model of the transformers library: the ways of reading texts, such as packed, padded or with a cache,
+that give the same logits as each text read alone.
 
-Nothing is assumed: the effect of a cache, padding, packed texts and exchanged rows on a model's logits depends on the
-library's code for its family and differs between releases. It is tried on a small copy with large weights
-(``small_copy``), in which each leak shows, and the result is stored for the next time.
+Whether they do depends on the library's code for the model's family, and differs between releases. So each way is tried
+on a small copy of the model with large weights (``small_copy``), in which a difference shows clearly. The result is
+stored for the next time.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _of_span(trial: _Trial, span: Span) -> Abilities:
 
 
 def _holds(way: Callable[..., bool], *arguments: Any) -> bool:
-    """Return True if ``way`` gives the logits of plain reading."""
+    """Return True if ``way`` gives the logits of each text read alone."""
     try:
         return way(*arguments)
     except Exception:  # the library raises many kinds if a model cannot do this

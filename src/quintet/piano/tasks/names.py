@@ -138,5 +138,10 @@ SPECIAL_NAMES = (
     ANSWER,
     END_OF_ANSWER,
 )
-"""The special names that every model of piano music has, in the order of their ids, so that it can be tuned on further
-tasks: data sets and composers in piano-gpt's order, the tokens of all kinds of task, parameters, those of an answer."""
+"""The special names of piano music, in the order of their ids in a new tokenizer: data sets and composers in the order
+of piano-gpt, the tokens of all kinds of task in alphabetical order, parameters, and the two around an answer.
+
+Every tokenizer of a music run gets all of them, whatever the tasks of the run, so that its model can be tuned on other
+tasks. A kind of task that is added to Quintet later changes the order in new tokenizers only: a saved tokenizer keeps
+the ids of its names, and `with_special` puts new names after them.
+"""

@@ -27,8 +27,9 @@ TRAINERS = {
     "transformers": "quintet.train.integrations.transformers",
     "lightning": "quintet.train.integrations.lightning",
 }
-"""The module of each kind, by name, so that a library is imported only when it is used. It has ``take_steps``, and for
-a library ``check_trainer``, which checks the arguments."""
+"""The name of each kind's module, which imports its library and is therefore imported only when it is used.
+
+Each module has ``take_steps``; those for a library also have ``check_trainer``, which checks `trainer.arguments`."""
 
 
 def trainer_steps(config: RunConfig) -> Steps:

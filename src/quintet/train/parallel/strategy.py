@@ -92,9 +92,9 @@ def share_of_batch(shape: BatchShape, processes: int) -> BatchShape:
 
 
 def mesh_shape(strategy: Strategy, environment: Environment) -> tuple[int, int]:
-    """Return the number of groups with the same weights, and the processes of a group, which share them.
+    """Return the number of copies of the weights, and the number of processes that each copy is sharded over.
 
-    Raises UserError if the processes do not divide into groups.
+    FSDP has one copy. Raises UserError if the number of processes is not a multiple of the processes for one copy.
     """
     config = strategy.config
     if isinstance(config, FSDPConfig):

@@ -1,4 +1,4 @@
-"""The way back to a PhyAGI file, as far as `to` of its keys does not give it."""
+"""From a native run file back to the keys of PhyAGI that several native keys decide."""
 
 from __future__ import annotations
 

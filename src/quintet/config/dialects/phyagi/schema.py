@@ -118,14 +118,19 @@ class Dataset(DialectSection):
 
 
 class Collator(DialectSection):
-    """The targets that have a loss."""
+    """The targets that count in the loss."""
 
     nestings = ("dataset[].dataset_collator",)
 
     cls: Literal["lm", "chat"] = key("lm", "class of the collator", affects="loss.kind")
-    ignore_token_ids: tuple[Count, ...] | None = key(None, "ids without a loss", affects="loss.ignore_token_ids")
+    ignore_token_ids: tuple[Count, ...] | None = key(
+        None, "ids that do not count in the loss", affects="loss.ignore_token_ids"
+    )
     ignore_token_range: tuple[Count | None, Count | None] | None = key(
-        None, "first and last id without a loss", affects="loss.ignore_token_range", aliases="ignore_token_id_range"
+        None,
+        "first and last id that do not count in the loss",
+        affects="loss.ignore_token_range",
+        aliases="ignore_token_id_range",
     )
     ignore_index: int = key(
         -100,

@@ -25,7 +25,7 @@ def _rules(theirs: File, native: NativeBuilder) -> None:
 
 
 def _data(theirs: File, native: NativeBuilder) -> None:
-    """Set sources, tokenizer, order, and which targets have a loss."""
+    """Set sources, tokenizer, order, and which targets count in the loss."""
     if not theirs.dataset:
         native.refuse("dataset", "is missing: name at least one dataset with cache_dir or train_file")
         return

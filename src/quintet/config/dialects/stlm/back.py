@@ -1,4 +1,4 @@
-"""The keys of STLM for what a native run file says, unless a single key says it."""
+"""From a native run file back to the keys of STLM that several native keys decide."""
 
 from __future__ import annotations
 

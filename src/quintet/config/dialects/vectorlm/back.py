@@ -1,4 +1,4 @@
-"""The way back to a VectorLM file, as far as `to` of its keys does not give it."""
+"""From a native run file back to the keys of VectorLM that several native keys decide."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from quintet.config.sources import HuggingFaceSource
 
 
 def back(config: RunConfig, put: Put) -> None:
-    """Put the keys that `to` does not give."""
+    """Put the keys of VectorLM that several native keys decide; the schema names the others' native keys with `to`."""
     trackers = [tracker for tracker in config.track if tracker.kind == "wandb"]
     put("enable_wandb_logging", bool(trackers))
     if trackers and trackers[0].arguments:
