@@ -117,22 +117,24 @@ def chat_format(
 
     Raises UserError when there is no template, or when it cannot write a question, an answer and a question.
     """
-    if template is not None:
-        text = read_template(template)
-    else:
-        text = tokenizer.chat.template if isinstance(tokenizer, HuggingFaceTokenizer) else None
-        if text is None:
-            raise UserError(
-                "chat: the tokenizer of this run has no chat template; give one with --template FILE, a Jinja file "
-                "that writes `messages` as the texts that the model was trained on"
-            )
+    text = chat_template(tokenizer, template)
+    if text is None:
+        raise UserError(
+            "chat: the tokenizer of this run has no chat template; give one with --template FILE, a Jinja file that "
+            "writes `messages` as the texts that the model was trained on"
+        )
     chat = ChatFormat(tokenizer, text, datetime.datetime.now if date is None else lambda: date)
     chat.render(_turns(), answer_next=False)
     return chat
 
 
-def read_template(file: Path) -> str:
-    """Return the text of a Jinja file. Raises UserError when it cannot be read."""
+def chat_template(tokenizer: Tokenizer, file: Path | None = None) -> str | None:
+    """Return the text of the Jinja ``file``, else the template of ``tokenizer``, None if it has none.
+
+    Raises UserError when the file cannot be read.
+    """
+    if file is None:
+        return tokenizer.chat.template if isinstance(tokenizer, HuggingFaceTokenizer) else None
     if not file.is_file():
         raise UserError(f"--template: {file} does not exist; name a Jinja file")
     try:

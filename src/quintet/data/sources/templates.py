@@ -162,13 +162,13 @@ def turn_ends(tokenizer: Tokenizer | None, chat: ChatFormat | None = None) -> fr
     """Return the special ids that end a turn in the format ``chat``, or by the tokenizer's own template: a conversation
     that ends with one of them needs no end id."""
     from quintet.tokenize.bounds import text_bounds
-    from quintet.tokenize.chat import ChatFormat
+    from quintet.tokenize.chat import ChatFormat, chat_template
     from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return frozenset()
-    if chat is None and tokenizer.chat.template is not None:
-        chat = ChatFormat(tokenizer, tokenizer.chat.template)
+    if chat is None and (template := chat_template(tokenizer)) is not None:
+        chat = ChatFormat(tokenizer, template)
     bounds = text_bounds(tokenizer)
     try:
         ends = (bounds if chat is None else chat.bounds(bounds)).stop_ids
@@ -178,15 +178,14 @@ def turn_ends(tokenizer: Tokenizer | None, chat: ChatFormat | None = None) -> fr
 
 
 def _format(template: str | None, tokenizer: Tokenizer, date: str | None) -> ChatFormat:
-    from quintet.tokenize.chat import ChatFormat, read_template
+    from quintet.tokenize.chat import ChatFormat, chat_template
     from quintet.tokenize.huggingface import HuggingFaceTokenizer
 
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         raise UserError("chat: the tokenizer must know special tokens; set `tokenizer.kind` to huggingface or bpe")
-    if template is None and tokenizer.chat.template is None:
+    text = chat_template(tokenizer, None if template is None else local_path(template))
+    if text is None:
         raise UserError("chat: the tokenizer has no chat template; name a Jinja file as `template` of the document")
-    text = tokenizer.chat.template if template is None else read_template(local_path(template))
-    assert text is not None
     return ChatFormat(tokenizer, text, partial(_day, date))
 
 
