@@ -149,6 +149,14 @@ def test_interpolation_finds_given_values_defaults_and_the_environment(
     assert "optimizer" not in loaded.raw
 
 
+@pytest.mark.parametrize("tag", ["int", "float", "bool", "timestamp", "map", "set", "binary", "seq", "omap", "pairs"])
+def test_a_value_that_does_not_fit_its_tag_is_one_line(problems: Callable[..., tuple[str, ...]], tag: str) -> None:
+    (line,) = problems(f"seed: 1\nname: !!{tag} x\n")
+    assert line.startswith("run.yaml:2: ")
+    (line,) = problems(MINIMAL, f"name=!!{tag} x")
+    assert line.startswith(f"command line: name: '!!{tag} x' ")
+
+
 def test_interpolation_follows_the_merged_result(write: Write) -> None:
     base = write(MINIMAL + "schedule: {warmup_steps: '${train.steps}'}\n", "base.yaml")
     assert load_run_config([base], ["train.steps=7"]).config.schedule.warmup_steps == 7

@@ -58,18 +58,19 @@ def test_hidden_names_links_and_what_is_no_file_are_said(tmp_path: Path) -> None
     (folder / "link.txt").symlink_to(elsewhere / "a.txt")
     (folder / "linked").symlink_to(elsewhere)
     (folder / "dangling.txt").symlink_to("nowhere")
+    (folder / "long.txt").symlink_to("x" * 300)  # asking for what it names is an error
     os.mkfifo(folder / "pipe")
     assert names_of(folder, "text") == (
         ["deep/a.txt", "link.txt"],
         {
             "hidden": [".git", ".hidden"],
             "folders behind links": ["linked"],
-            "no regular files": ["dangling.txt", "pipe"],
+            "no regular files": ["dangling.txt", "long.txt", "pipe"],
         },
     )
     passed: PassedOver = {}
     assert [file.name for file in find_files(str(folder / "*"), ("",), "here", passed)] == ["link.txt"]
-    assert {reason.split()[0]: len(names) for reason, names in passed.items()} == {"folders": 2, "no": 2}
+    assert {reason.split()[0]: len(names) for reason, names in passed.items()} == {"folders": 2, "no": 3}
 
 
 def lines_of(make_config: MakeConfig, source: dict[str, Any], **keys: Any) -> list[str]:

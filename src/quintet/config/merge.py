@@ -16,7 +16,7 @@ from quintet.config.interpolate import Growth, unresolved
 from quintet.config.keypath import ABSENT, KeyPath, is_list, is_mapping, lookup, parse, show, walk
 from quintet.config.names import local_path
 from quintet.config.provenance import COMMAND_LINE, Origin, Problem, Provenance, RunFileError, origin_of, shown
-from quintet.config.read import YamlDocument, half_character, read_document, scalar_tokens, with_whole_characters
+from quintet.config.read import UNFIT, YamlDocument, half_character, read_document, scalar_tokens, with_whole_characters
 from quintet.errors import UserError, one_line
 
 MISSING = "???"
@@ -220,17 +220,18 @@ def _value(text: str) -> Any:
     indented = text.replace("\n", "\n  ")
     source = f"- {indented}\n"
     try:
-        if _has_comment(source):
-            if not source[2:].lstrip()[:1].isalnum():
-                raise ValueError(f"{text!r} has a # that starts a comment in YAML; quote the text around it")
-            return text
-        elements = OmegaConf.to_container(OmegaConf.create(with_whole_characters(source)))
+        commented = _has_comment(source)
+        elements = [text] if commented else OmegaConf.to_container(OmegaConf.create(with_whole_characters(source)))
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"{text!r} is no YAML value ({error.problem}); quote what YAML reads as syntax") from None
     except RecursionError:
         raise ValueError(f"'{text[:40]}…' nests too deep to be a value") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{text!r} is no YAML value ({one_line(error, lines=1)})") from None
+    except UNFIT:
+        raise ValueError(f"{text!r} does not fit its tag; remove the tag !!…") from None
+    if commented and not source[2:].lstrip()[:1].isalnum():
+        raise ValueError(f"{text!r} has a # that starts a comment in YAML; quote the text around it")
     assert is_list(elements)
     if len(elements) != 1:
         raise ValueError(f"{text!r} is no single YAML value")

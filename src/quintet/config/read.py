@@ -32,6 +32,8 @@ _MERGE = "tag:yaml.org,2002:merge"
 _ESCAPES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|\\.", re.DOTALL)
 _EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+|\.[0-9_]+[eE][-+]?[0-9]+")
 """A number for OmegaConf, but a text for YAML 1.1."""
+UNFIT = (AttributeError, KeyError, TypeError, ValueError)
+"""What PyYAML raises for a value that does not fit its tag, such as !!int x."""
 _HALF = re.compile(r"[\ud800-\udfff]")
 _read: ContextVar[dict[Path, bytes] | None] = ContextVar("the files that were read", default=None)
 
@@ -114,6 +116,8 @@ def read_document(
     except OmegaConfBaseException as error:
         origin = reading.provenance[()]
         raise RunFileError([Problem(origin, error.full_key or "", one_line(error, lines=1))]) from None
+    except UNFIT as error:
+        raise RunFileError([_tag_problem(name, root, error)]) from None
     if listed:
         values = {list_key: values}
     assert is_mapping(values)
@@ -143,12 +147,13 @@ def _fast_composer() -> Any:
 
 
 def _values(text: str) -> Any:
-    """Return the values of the YAML ``text`` as OmegaConf reads them. Raises YAMLError and OmegaConfBaseException."""
+    """Return the values of the YAML ``text`` as OmegaConf reads them. Raises YAMLError, OmegaConfBaseException and
+    `UNFIT`."""
     # libyaml accepts tabs and question marks that PyYAML refuses.
     if yaml.__with_libyaml__ and "\t" not in text and "?" not in text:
         try:
             return _copied(_YAML.load(text, Loader=_fast_loader()))
-        except (yaml.YAMLError, ValueError, _NotPlain):
+        except (yaml.YAMLError, *UNFIT, _NotPlain):
             pass  # OmegaConf has the message, and accepts other values
     return OmegaConf.to_container(OmegaConf.create(text))
 
@@ -290,6 +295,30 @@ def _syntax_problem(name: str, text: str, error: yaml.YAMLError) -> Problem:
     elif "${" in found and "{" in found.replace("${", ""):
         message += '; between { } an interpolation stands in quotes: "${…}"'
     return Problem(Origin(name, line), "", message)
+
+
+def _tag_problem(name: str, root: yaml.Node, error: Exception) -> Problem:
+    """Return the problem of the first value in ``root`` that does not fit its tag; ``error`` is what PyYAML raised."""
+    for node in _nodes(root):
+        try:
+            get_yaml_loader()("").construct_object(node, deep=True)
+        except yaml.YAMLError:
+            continue
+        except UNFIT:
+            value = f"{node.value!r}" if isinstance(node, yaml.ScalarNode) else "this value"
+            return Problem(
+                _line_of(name, node),
+                "",
+                f"{value} does not fit its tag !!{node.tag.rpartition(':')[2]}; remove the tag",
+            )
+    return Problem(_line_of(name, root), "", one_line(error, typed=True))
+
+
+def _nodes(node: yaml.Node) -> Iterator[yaml.Node]:
+    """Yield all nodes in ``node``, the inner ones first."""
+    for part in _parts(node):
+        yield from _nodes(part)
+    yield node
 
 
 @dataclass(frozen=True)

@@ -109,10 +109,10 @@ def walk(folder: Path, skip: Callable[[str], bool], where: str, passed: PassedOv
             path = Path(parent, name)
             if skip(name):
                 pass_over(passed, HIDDEN, path)
-            elif path.is_dir():
+            elif os.path.isdir(path):  # False, unlike Path.is_dir, for a link to what may not be looked at
                 if path.is_symlink():
                     pass_over(passed, LINKED, path)
-            elif path.is_file():
+            elif os.path.isfile(path):
                 yield path
             else:
                 pass_over(passed, IRREGULAR, path)
