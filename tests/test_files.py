@@ -1,20 +1,33 @@
-"""Files and folders appear whole or not at all."""
+"""Files and folders appear whole or not at all; the holder of a lock file gives signs of life."""
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers import wait_until
 
-from quintet.files import files_digest, from_json, new_folder, to_json, unfinished_name, write_text
+from quintet import files
+from quintet.files import (
+    Heartbeat,
+    create_lock_file,
+    files_digest,
+    from_json,
+    new_folder,
+    to_json,
+    unfinished_name,
+    write_text,
+)
 
 DIES = """
 import os, signal, sys
@@ -149,3 +162,26 @@ def test_of_a_large_file_blocks_from_its_first_to_its_last_byte_are_read(
             seen.add(place)
     starts = (0, 997, 1995, 2993, 3991)
     assert seen == {start + offset for start in starts for offset in range(10)}
+
+
+def test_a_lock_file_is_created_once(tmp_path: Path) -> None:
+    number = create_lock_file(tmp_path / ".lock")
+    assert number is not None
+    os.close(number)
+    assert create_lock_file(tmp_path / ".lock") is None
+
+
+def test_signs_of_life_go_on_after_an_error_of_the_disk_and_end_with_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "BEAT", 0.001)
+    beats: list[int] = []
+
+    def beat() -> None:
+        beats.append(len(beats))
+        raise OSError(errno.ENOSPC, "the disk is full")
+
+    before = set(threading.enumerate())
+    heartbeat = Heartbeat(beat)
+    wait_until(lambda: len(beats) >= 3)
+    heartbeat.stop()
+    assert beats == list(range(len(beats)))
+    assert set(threading.enumerate()) <= before

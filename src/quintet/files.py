@@ -1,4 +1,5 @@
-"""Files and folders that appear complete or not at all, even if the process is killed or several write the same one."""
+"""Files and folders that appear complete or not at all, even if the process is killed or several write the same one,
+and lock files, to which their holder writes signs of life."""
 
 from __future__ import annotations
 
@@ -11,13 +12,18 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}")
+BEAT = 2.0
+"""Seconds between two signs of life of the holder of a lock file."""
+GONE = 30.0
+"""Seconds without a sign of life after which the holder of a lock file counts as killed."""
 
 
 def unfinished_name(place: Path) -> Path:
@@ -171,3 +177,34 @@ def new_folder(folder: Path, *, shared: bool = False) -> Generator[Path]:
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def create_lock_file(file: Path) -> int | None:
+    """Create ``file`` and return its file descriptor, open for writing; None if the file exists already."""
+    try:
+        return os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        return None
+    except PermissionError:  # Windows raises this for a file that is being removed
+        if sys.platform != "win32":
+            raise
+        return None
+
+
+class Heartbeat:
+    """A thread that calls ``beat`` every `BEAT` seconds until ``stop``, to write a sign of life to a lock file."""
+
+    def __init__(self, beat: Callable[[], object]) -> None:
+        self._beat, self._stopping = beat, threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lock", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and wait for its end."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(BEAT):
+            with suppress(OSError):  # a disk may be full or unreachable for a moment
+                self._beat()

@@ -79,9 +79,10 @@ def test_nobody_is_beside_one_who_is_alone(tmp_path: Path, monkeypatch: pytest.M
 HOLDS = """
 import sys, time
 from pathlib import Path
+from quintet import files
 from quintet.data import locks
 locks.fcntl = None if sys.argv[2] == "files" else locks.fcntl
-locks._BEAT = 0.05
+files.BEAT = 0.05
 with locks.locked(Path(sys.argv[1]), alone=sys.argv[3] == "alone"):
     print("held", flush=True)
     time.sleep(600)
@@ -92,7 +93,7 @@ with locks.locked(Path(sys.argv[1]), alone=sys.argv[3] == "alone"):
 def test_a_lock_goes_with_a_process_that_is_killed(
     tmp_path: Path, way: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "_GONE", 1.0)
+    monkeypatch.setattr(locks, "GONE", 1.0)
     holder = subprocess.Popen([sys.executable, "-c", HOLDS, tmp_path, way, kind], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from tests.helpers import refused, source_environment, wait_until
 
+from quintet import files
 from quintet.train import run_lock
 from quintet.train.run_lock import Holder, RunLock
 
@@ -143,7 +144,7 @@ def test_who_was_taken_over_ends_before_it_writes_more(other: Any, tmp_path: Pat
 
 
 def test_signs_of_life_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_lock, "_BEAT", 0.001)
+    monkeypatch.setattr(files, "BEAT", 0.001)
     with RunLock() as lock:
         lock.take(tmp_path / "run")
         before = (tmp_path / "run/.running").read_bytes()

@@ -2,7 +2,7 @@
 
 Where the system has `flock`, the lock is one of `flock`. Elsewhere, as on Windows, it consists of files: `.lock.alone`
 exists while a process is alone or is about to share, and each process that shares has a `.lock.shared.*` of its own.
-The owner of such a file writes to it now and then. A file that nobody has written to for `_GONE` seconds belongs to a
+The owner of such a file writes to it now and then. A file that nobody has written to for `GONE` seconds belongs to a
 process that was killed, and is removed.
 """
 
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
 from quintet.errors import UserError
+from quintet.files import GONE, Heartbeat, create_lock_file
 
 try:
     import fcntl
@@ -25,8 +24,6 @@ except ImportError:  # on Windows
     fcntl = None
 
 _GATE, _SHARED = ".lock.alone", ".lock.shared."
-_BEAT = 2.0  # seconds between two signs of life
-_GONE = 30.0  # seconds without a sign of life after which a process counts as killed
 _PAUSE = 0.05  # seconds between two attempts
 
 
@@ -100,32 +97,19 @@ class _LockFile:
 
     def __init__(self, file: Path, number: int) -> None:
         self._file, self._number = file, number
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
-        self._thread.start()
+        self._heartbeat = Heartbeat(lambda: os.write(number, b"."))
 
     @classmethod
     def create(cls, file: Path) -> _LockFile | None:
         """Create ``file``; return None if it exists."""
-        try:
-            return cls(file, os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        except FileExistsError:
-            return None
-        except PermissionError:  # Windows raises this for a file that is being removed
-            if sys.platform != "win32":
-                raise
-            return None
+        number = create_lock_file(file)
+        return None if number is None else cls(file, number)
 
     def close(self) -> None:
         """Remove the file."""
-        self._closing.set()
-        self._thread.join()
+        self._heartbeat.stop()
         os.close(self._number)
         self._file.unlink(missing_ok=True)
-
-    def _beat(self) -> None:
-        while not self._closing.wait(_BEAT):
-            os.write(self._number, b".")
 
 
 class _Others:
@@ -146,7 +130,7 @@ class _Others:
             # After a long pause between two checks, in which the machine may have slept, only one second counts.
             quiet = quiet + min(now - last_time, 1.0) if size == last_size else 0.0
             self._seen[file] = (size, quiet, now)
-            if quiet < _GONE:
+            if quiet < GONE:
                 return False
             del self._seen[file]
             file.unlink()

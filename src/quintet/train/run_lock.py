@@ -7,7 +7,6 @@ import os
 import platform
 import secrets
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,10 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from quintet.errors import UserError, printable
-from quintet.files import remove, to_json, unfinished_name
-
-_BEAT = 2.0  # seconds between two signs of life
-_GONE = 30.0  # seconds without a sign of life after which a holder on another machine counts as gone
+from quintet.files import BEAT, GONE, Heartbeat, create_lock_file, remove, to_json, unfinished_name
 
 
 @dataclass(frozen=True)
@@ -95,9 +91,8 @@ class RunLock:
 
     def __init__(self) -> None:
         self._file: Path | None = None
-        self._holder, self._number = Holder.own(), -1
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
+        self._holder, self._number, self._beats = Holder.own(), -1, 0
+        self._heartbeat: Heartbeat | None = None
 
     def __enter__(self) -> RunLock:
         return self
@@ -125,43 +120,39 @@ class RunLock:
                 )
             _remove(file, other)
         self._file = file
-        self._thread.start()
+        self._heartbeat = Heartbeat(self._beat)
 
     def release(self) -> None:
         """Release the lock, if this process has it."""
-        if self._file is None:
+        if self._file is None or self._heartbeat is None:
             return
-        self._closing.set()
-        self._thread.join()
+        self._heartbeat.stop()
         os.close(self._number)
         if _read_holder(self._file, self._holder.token) is not None:
             self._file.unlink(missing_ok=True)
         self._file = None
 
     def _created(self, file: Path) -> bool:
-        try:
-            self._number = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
+        number = create_lock_file(file)
+        if number is None:
             return False
-        self._sign(0)
+        self._number = number
+        self._sign()
         return True
 
-    def _sign(self, beats: int) -> None:
+    def _sign(self) -> None:
         # One call that always writes the same length, so that nobody reads half of it.
         os.lseek(self._number, 0, os.SEEK_SET)
-        os.write(self._number, to_json(asdict(replace(self._holder, beat=f"{beats:012}"))).encode())
+        os.write(self._number, to_json(asdict(replace(self._holder, beat=f"{self._beats:012}"))).encode())
 
     def _beat(self) -> None:
         assert self._file is not None
-        beats = 0
-        while not self._closing.wait(_BEAT):
-            beats += 1
-            if (now := _read_holder(self._file)) is not None and now.token != self._holder.token:
-                line = f"error: {self._file.parent}: {now} has taken over the run, for this process gave no sign of"
-                print(f"{printable(line)} life; it ends here", file=sys.stderr, flush=True)
-                os._exit(2)  # so that this process writes nothing more to the run
-            with suppress(OSError):  # a disk may be full or unreachable for a moment
-                self._sign(beats)
+        self._beats += 1
+        if (now := _read_holder(self._file)) is not None and now.token != self._holder.token:
+            line = f"error: {self._file.parent}: {now} has taken over the run, for this process gave no sign of"
+            print(f"{printable(line)} life; it ends here", file=sys.stderr, flush=True)
+            os._exit(2)  # so that this process writes nothing more to the run
+        self._sign()
 
 
 def _read_holder(file: Path, token: str | None = None) -> Holder | None:
@@ -174,10 +165,10 @@ def _read_holder(file: Path, token: str | None = None) -> Holder | None:
 
 
 def _changes(file: Path) -> bool:
-    """Return True as soon as somebody writes ``file``; False after `_GONE` quiet seconds, or when it is removed."""
+    """Return True as soon as somebody writes ``file``; False after `GONE` quiet seconds, or when it is removed."""
     before = _content(file)
-    for _ in range(round(_GONE / _BEAT)):
-        time.sleep(_BEAT)
+    for _ in range(round(GONE / BEAT)):
+        time.sleep(BEAT)
         if (now := _content(file)) != before:
             return now is not None
     return False
