@@ -68,6 +68,15 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return next(iter(reordered or difflib.get_close_matches(name, known, n=1, cutoff=0.55)), None)
 
 
+def did_you_mean(near: str | None, *, quoted: bool = True) -> str:
+    """Return the end of a message that suggests ``near``, a result of `nearest`; "" for None.
+
+    >>> did_you_mean("width")
+    "; did you mean 'width'?"
+    """
+    return f"; did you mean {repr(near) if quoted else near}?" if near else ""
+
+
 def one_line(error: BaseException, lines: int | None = None, *, typed: bool = False) -> str:
     """Return the message of ``error`` in one line, without secrets; its class if it has no message.
 

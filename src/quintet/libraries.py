@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from quintet.errors import NotHere, UserError, nearest, one_line
+from quintet.errors import NotHere, UserError, did_you_mean, nearest, one_line
 
 _MOST_LISTED = 20  # arguments that a message lists although it names a similar one
 
@@ -78,9 +78,9 @@ def check_name(where: str, name: str, known: Collection[str], of: str) -> None:
         return
     lowered = {other.lower(): other for other in known}
     close = nearest(name.lower(), lowered)
-    hint = f"did you mean {lowered[close]}?" if close else ""
-    listed = "" if close and len(known) > _MOST_LISTED else f"there are {', '.join(known)}"
-    raise UserError(f"{where}: {of} has no {name!r} for a run; {' '.join(filter(None, (hint, listed)))}")
+    hint = did_you_mean(close and lowered[close], quoted=False)
+    listed = "" if close and len(known) > _MOST_LISTED else f" there are {', '.join(known)}"
+    raise UserError(f"{where}: {of} has no {name!r} for a run{hint or ';'}{listed}")
 
 
 @contextmanager
@@ -96,6 +96,5 @@ def refusals_of(where: str, name: str) -> Generator[None]:
 
 def _unknown(argument: str, name: str, known: list[str]) -> str:
     close = nearest(argument, known)
-    hint = f"did you mean {close}?" if close else ""
-    listed = "" if close and len(known) > _MOST_LISTED else f"it has {', '.join(known) or 'none'}"
-    return f"{name} has no such argument; {' '.join(filter(None, (hint, listed)))}"
+    listed = "" if close and len(known) > _MOST_LISTED else f" it has {', '.join(known) or 'none'}"
+    return f"{name} has no such argument{did_you_mean(close, quoted=False) or ';'}{listed}"

@@ -14,7 +14,7 @@ from quintet.config.parallel import DeepSpeedConfig, ParallelConfig
 from quintet.config.schedule import DeepSpeedScheduleConfig, ScheduleConfig
 from quintet.config.section import ConfigErrors, config_error, number_in
 from quintet.config.train import TrainConfig
-from quintet.errors import nearest
+from quintet.errors import did_you_mean, nearest
 
 AUTO = "auto"
 _HERE = "parallel.config"
@@ -111,8 +111,7 @@ def name_errors(parallel: ParallelConfig) -> ConfigErrors:
         if name in _REFUSED:
             yield config_error(f"{_HERE}.{name}", f"{_REFUSED[name]}; remove it")
         elif name not in _PASSED:
-            meant = nearest(name, _PASSED)
-            hint = f"; did you mean {meant}?" if meant else ""
+            hint = did_you_mean(nearest(name, _PASSED), quoted=False)
             yield config_error(f"{_HERE}.{name}", f"is not a key of DeepSpeed{hint}")
 
 

@@ -16,6 +16,7 @@ from quintet.config.provenance import Problem, Provenance, origin_of, shown
 from quintet.config.read import half_character
 from quintet.config.schema import RunConfig
 from quintet.config.section import ConfigSection
+from quintet.errors import did_you_mean
 from quintet.errors import nearest as nearest_name
 
 _MOST_PLACES = 3
@@ -159,7 +160,7 @@ def _unknown_key(spot: _Spot, nearest: str | None, top: Section) -> str:
         return f"unknown key {name!r}; in a file sections are nested: {section}: {{{rest}: …}}"
     known_as = elsewhere(name, misspelt=nearest is None, top=top)
     if nearest:
-        return f"unknown key {name!r}; did you mean {nearest!r}?{known_as and f' ({known_as})'}"
+        return f"unknown key {name!r}{did_you_mean(nearest)}{known_as and f' ({known_as})'}"
     owner = f"kind {kind!r}" if kind else "this section" if spot.holder else "a run file"
     keys = ", ".join(key.name for key in spot.section.keys if not key.role.unsupported)
     return f"unknown key {name!r}; {known_as or f'{owner} has {keys}'}"
@@ -206,7 +207,7 @@ def _message(detail: ErrorDetails, spot: _Spot, value: Any) -> str:
         return _wrong_kind(value, [spot.section.kind])
     if detail["type"] == "literal_error":
         nearest = nearest_name(str(value), key.type.replace(" or ", ", ").split(", "))
-        return f"must be {key.type}, found {shown(value)}{f'; did you mean {nearest}?' if nearest else ''}"
+        return f"must be {key.type}, found {shown(value)}{did_you_mean(nearest, quoted=False)}"
     return _wrong_value(detail, key, spot.path, value)
 
 
@@ -214,8 +215,7 @@ def _wrong_kind(value: Any, kinds: list[str]) -> str:
     known = f"the kinds are {', '.join(kinds)}" if len(kinds) > 1 else f"the only kind is {kinds[0]}"
     if value is ABSENT:
         return f"is missing; {known}"
-    nearest = nearest_name(str(value), kinds)
-    return f"unknown kind {shown(value)}; {f'did you mean {nearest!r}? ' if nearest else ''}{known}"
+    return f"unknown kind {shown(value)}{did_you_mean(nearest_name(str(value), kinds)) or ';'} {known}"
 
 
 def _wrong_value(detail: ErrorDetails, key: KeyInfo, path: KeyPath, value: Any) -> str:

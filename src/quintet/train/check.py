@@ -26,7 +26,7 @@ from quintet.config.secrets import check_secrets
 from quintet.config.tokenizer import HuggingFaceTokenizerConfig, SavedTokenizerConfig
 from quintet.data.sources import sources_of
 from quintet.data.sources.reading import is_remote
-from quintet.errors import NotHere, UserError, gathered, nearest
+from quintet.errors import NotHere, UserError, did_you_mean, gathered, nearest
 from quintet.libraries import check_installed, is_installed
 from quintet.train.run_folder import run_folder
 
@@ -114,9 +114,8 @@ def _check_model_config(config: HuggingFaceConfig) -> None:
 
     name = config.config.get("model_type")
     if name is not None and name not in CONFIG_MAPPING:
-        like = nearest(name, CONFIG_MAPPING)
-        meant = f"; did you mean {like!r}?" if like else ""
-        raise UserError(f"model.config.model_type: {name!r} is no type of models that transformers knows{meant}")
+        hint = did_you_mean(nearest(name, CONFIG_MAPPING))
+        raise UserError(f"model.config.model_type: {name!r} is no type of models that transformers knows{hint}")
     here = config.name_or_path in CONFIG_MAPPING or local_path(config.name_or_path).is_dir()
     if here and not config.pretrained and not config.trust_remote_code:
         check_numbers(config)

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from quintet.config.dialects.recognise import NAMES, recognised
-from quintet.errors import UserError, nearest
+from quintet.errors import UserError, did_you_mean, nearest
 
 if TYPE_CHECKING:
     from quintet.config.dialects.dialect import Dialect
@@ -27,9 +27,8 @@ __all__ = ["NAMES", "detect", "dialect_named"]
 def dialect_named(name: str) -> Dialect:
     """Return the dialect ``name``. Raises UserError, with the names of all dialects, if there is none."""
     if name not in NAMES:
-        similar = nearest(name, NAMES)
-        suggestion = f"did you mean {similar}? " if similar else ""
-        raise UserError(f"--dialect {name}: unknown; {suggestion}the dialects are {', '.join(NAMES)}")
+        hint = did_you_mean(nearest(name, NAMES), quoted=False) or ";"
+        raise UserError(f"--dialect {name}: unknown{hint} the dialects are {', '.join(NAMES)}")
     return import_module(f"quintet.config.dialects.{name}.translate").DIALECT
 
 

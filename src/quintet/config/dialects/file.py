@@ -19,7 +19,7 @@ from quintet.config.keypath import ABSENT, KeyPath, is_list, is_mapping, lookup,
 from quintet.config.provenance import Origin, Problem, origin_of, shown
 from quintet.config.read import YamlDocument
 from quintet.config.section import number_in
-from quintet.errors import nearest
+from quintet.errors import did_you_mean, nearest
 
 
 class SchemaFile:
@@ -224,13 +224,12 @@ class SchemaFile:
             self.problems.append(Problem(origin, show(path), message))
             return
         similar = nearest(name, names)
-        if similar:
-            suggestion = f"did you mean {similar!r}?"
-        else:
-            other_place = elsewhere(name, misspelt=True, top=self.dialect.top)
-            suggestion = other_place or f"{show(path[:-1])} has {', '.join(names)}"
+        hint = did_you_mean(similar)
+        if not hint:
+            known_as = elsewhere(name, misspelt=True, top=self.dialect.top)
+            hint = f"; {known_as}" if known_as else f"; {show(path[:-1])} has {', '.join(names)}"
         meant = show((*path[:-1], similar)) if similar else ""
-        self.problems.append(Problem(origin, show(path), f"unknown key {name!r}; {suggestion}", meant))
+        self.problems.append(Problem(origin, show(path), f"unknown key {name!r}{hint}", meant))
 
     def _validate(self) -> None:
         """Read the values by the schema and add the problems that it finds, at the keys of the file.

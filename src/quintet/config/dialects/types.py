@@ -10,7 +10,7 @@ from pydantic import Field
 
 from quintet.config.keypath import is_sequence
 from quintet.config.section import Before, Value, number_in
-from quintet.errors import nearest
+from quintet.errors import did_you_mean, nearest
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -54,8 +54,7 @@ def one_of(
         message = f"must be one of {', '.join(meanings)}"
         if reason := why_not(value):
             raise ValueError(f"{message}; {value!r} {reason}")
-        similar = nearest(str(value), meanings)
-        raise ValueError(message + (f"; did you mean {similar!r}?" if similar else ""))
+        raise ValueError(message + did_you_mean(nearest(str(value), meanings)))
 
     def write(value: Any) -> str:
         for word, meaning in meanings.items():

@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from quintet.errors import UserError, nearest
+from quintet.errors import UserError, did_you_mean, nearest
 from quintet.libraries import check_installed
 
 OWN = Path(__file__).parent / "task_files"
@@ -77,7 +77,7 @@ def check_tasks(names: Sequence[str], key: str) -> None:
         for name in tasks:
             if name not in known:
                 close = nearest(name, [other for other in known if abs(len(other) - len(name)) <= 4])
-                hint = f"; did you mean {close}?" if close else "; `lm_eval ls tasks` lists them"
+                hint = did_you_mean(close, quoted=False) or "; `lm_eval ls tasks` lists them"
                 problems.append(f"{key}: there is no benchmark {name!r}{hint}")
     if problems:
         raise UserError(*problems)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from quintet.config.model import HuggingFaceConfig, LoraConfig
 from quintet.config.names import is_hub_name, local_path
-from quintet.errors import UserError, one_line
+from quintet.errors import UserError, did_you_mean, nearest, one_line
 from quintet.libraries import require
 from quintet.model.cache import Abilities
 from quintet.model.dropout import is_dropout_rate, set_dropout
@@ -86,9 +85,9 @@ def _settings(config: HuggingFaceConfig, context_length: int) -> Any:
     settings, stored = _described(config)
     for name in config.config:
         if name not in stored and not hasattr(settings, name):
-            near = get_close_matches(name, [*stored, *settings.to_dict()], 1)
-            hint = f"did you mean {near[0]}?" if near else "its keys are those of config.json"
-            raise UserError(f"model.config.{name}: a {settings.model_type} model has no such key; {hint}")
+            near = nearest(name, [*stored, *settings.to_dict()])
+            hint = did_you_mean(near, quoted=False) or "; its keys are those of config.json"
+            raise UserError(f"model.config.{name}: a {settings.model_type} model has no such key{hint}")
     if config.config:
         with _load_errors(config):
             settings = settings.__class__.from_dict({**stored, **config.config})

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from quintet.config.keypath import is_mapping, is_sequence
-from quintet.errors import UserError, nearest
+from quintet.errors import UserError, did_you_mean, nearest
 from quintet.piano.context import ANSWER, COMPOSERS, DATASETS, END_OF_ANSWER
 from quintet.piano.tasks.kinds import KINDS, Task, parameter_token
 
@@ -85,9 +85,8 @@ def _kind(name: str, where: str) -> str:
         if kind in KINDS:
             return kind
     known = _CLASSES if any(letter.isupper() for letter in plain) else KINDS
-    near = nearest(plain, known)
-    meant = f"did you mean {near!r}?" if near else f"there are {', '.join(KINDS)}"
-    raise UserError(f"{where}: no task is called {name!r}; {meant}")
+    hint = did_you_mean(nearest(plain, known)) or f"; there are {', '.join(KINDS)}"
+    raise UserError(f"{where}: no task is called {name!r}{hint}")
 
 
 def _task(kind: str, params: Any, where: str) -> Task:

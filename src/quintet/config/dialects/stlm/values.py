@@ -11,7 +11,7 @@ from quintet.config.documents import TemplateFields
 from quintet.config.names import local_path
 from quintet.config.section import Value
 from quintet.config.sources import HuggingFaceSource, JsonlSource, ParquetSource, SourceConfig, TextSource
-from quintet.errors import NotHere, nearest
+from quintet.errors import NotHere, did_you_mean, nearest
 
 EXPERIMENT = "belongs to an experiment of STLM's code, which its document does not describe and each revision changes"
 OLDEST = (
@@ -227,7 +227,7 @@ def dataset_sources(name: str) -> list[dict[str, Any]]:
     like = nearest(name, [*REGISTRY, *MIXES, *UNREADABLE])
     problem = f"{name!r} is none of STLM's datasets, and there is no such file"
     if like:
-        raise ValueError(f"{problem}; did you mean {like!r}? Else give a path (./{name}) or OWNER/NAME")
+        raise ValueError(f"{problem}{did_you_mean(like)} Else give a path (./{name}) or OWNER/NAME")
     raise NotHere(f"{problem}; give a path (./{name}) or OWNER/NAME")
 
 
