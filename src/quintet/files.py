@@ -24,6 +24,33 @@ BEAT = 2.0
 """Seconds between two signs of life of the holder of a lock file."""
 GONE = 30.0
 """Seconds without a sign of life after which the holder of a lock file counts as killed."""
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file would become larger than is allowed here (ulimit -f)",
+}
+_OF_A_PATH = {
+    errno.EACCES: "permission denied; change its permissions, or name another path",
+    errno.EPERM: "the system does not permit this; change its permissions, or name another path",
+    errno.EROFS: "its file system is read-only; name another path",
+    errno.ENOTDIR: "a part of this path is a file, not a folder; correct the path",
+    errno.ELOOP: "its symbolic links form a loop; correct them",
+    errno.EIO: "the disk reports an error; check it, or name another path",
+    errno.ESTALE: "the network file system has lost it; mount it again, or name another path",
+}
+
+
+def problem_of_path(error: OSError) -> str | None:
+    """Return a line for an ``error`` that the user can mend: no room, or a path that may not be used. None for others,
+    such as a missing file, which a check should have found."""
+    if error.errno in _NO_ROOM:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{_NO_ROOM[error.errno]}{where}; make room and give the same command again to continue"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{str(error.filename)[:60]}…: no file can have so long a name"
+    if error.filename and error.errno in _OF_A_PATH:
+        return f"{error.filename}: {_OF_A_PATH[error.errno]}"
+    return None
 
 
 def unfinished_name(place: Path) -> Path:

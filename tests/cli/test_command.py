@@ -183,6 +183,9 @@ def test_explain_answers_what_is_no_key_with_the_nearest(capsys: pytest.CaptureF
     [
         (OSError(errno.ENOSPC, "No space left", "/a/b"), 2, "error: the disk is full (/a/b); make room"),
         (OSError(errno.EDQUOT, "Quota"), 2, "error: the disk quota is used up; make room"),
+        (OSError(errno.EACCES, "Permission denied", "/a/b"), 2, "error: /a/b: permission denied; change"),
+        (OSError(errno.EROFS, "Read-only file system", "/a/b"), 2, "error: /a/b: its file system is read-only"),
+        (OSError(errno.EIO, "Input/output error", "/a/b"), 2, "error: /a/b: the disk reports an error"),
         (KeyboardInterrupt(), 130, ""),
     ],
 )

@@ -14,7 +14,6 @@ and exit code 2.
 
 from __future__ import annotations
 
-import errno
 import inspect
 import sys
 from collections.abc import Callable, Sequence
@@ -37,6 +36,7 @@ from quintet.cli.runs import compare, report, runs
 from quintet.cli.show_batch import show_batch
 from quintet.cli.train import slurm, train
 from quintet.errors import UserError, printable, without_secrets
+from quintet.files import problem_of_path
 from quintet.system import __version__, write_utf8
 from quintet.train.parallel.failures import end, end_with_launcher, is_launched, leave
 
@@ -63,11 +63,6 @@ VERBS = (
 )
 
 USER_ERROR = 2
-_DISK_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "a file would become larger than is allowed here (ulimit -f)",
-}
 
 
 def _version(asked: bool) -> None:
@@ -140,9 +135,6 @@ def _problems(error: BaseException) -> list[str]:
     """Return a line for each problem that the user can mend; none for a bug."""
     if isinstance(error, UserError):
         return list(in_words_of_file(error).problems)
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        where = f" ({error.filename})" if error.filename else ""
-        return [f"{_DISK_FULL[error.errno]}{where}; make room and give the same command again to continue"]
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return [f"{str(error.filename)[:60]}…: no file can have so long a name"]
+    if isinstance(error, OSError) and (problem := problem_of_path(error)) is not None:
+        return [problem]
     return []

@@ -9,6 +9,7 @@ from quintet.config.names import is_path, placeholder_problem
 from quintet.config.schema import RunConfig
 from quintet.config.sources import SourceConfig
 from quintet.errors import NotHere, UserError
+from quintet.files import problem_of_path
 
 if TYPE_CHECKING:  # it imports NumPy
     from quintet.data.sources.base import Reader
@@ -63,7 +64,12 @@ def check_sources(config: RunConfig) -> None:
         problems += libraries
         for path in source.paths or (None,):
             single = source if path is None else source.model_copy(update={"path": path})
-            missing = [problem for problem in reader_of(single).missing(where) if problem not in libraries]
+            try:
+                missing = [problem for problem in reader_of(single).missing(where) if problem not in libraries]
+            except OSError as error:
+                if (forbidden := problem_of_path(error)) is None:
+                    raise
+                missing = [f"{where}.path: {forbidden}"]
             if path is not None and (placeholder := placeholder_problem(f"{where}.path", path)) is not None:
                 missing = [placeholder]
             elif path is not None:
