@@ -76,7 +76,7 @@ def test_attention_by_the_kernel_that_is_chosen_is_that_of_fp64(
     ranges, narrow = ranges_of(MASKS[name]), inputs(kv_heads, dtype)
     limit = 1e-4 if dtype == torch.float32 else 2e-2
     wide = [one.double().requires_grad_() for one in narrow]
-    expected = with_gradients(formula(wide[0], wide[1], wide[2], seen(MASKS[name]), 0.3), wide)
+    expected = with_gradients(formula(wide[0], wide[1], wide[2], seen(name), 0.3), wide)
     first, last = (None if part is None else part.to(device) for part in (ranges.first, ranges.last))
     there = KeyRanges(LENGTH, LENGTH, ranges.causal, first, last)
     for training in (True, False):
