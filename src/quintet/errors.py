@@ -3,8 +3,6 @@
 Any other error that reaches the command line is a bug and shows its traceback.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

@@ -1,8 +1,6 @@
 """Files and folders that appear complete or not at all, even if the process is killed or several write the same one,
 and lock files, to which their holder writes signs of life."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Optional libraries: importing them, and checking the arguments that a run file gives to their functions."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import inspect

@@ -3,8 +3,6 @@
 Collective calls, from `all_gather` on, must be made by all processes, and return when all have made them.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from datetime import timedelta

@@ -5,8 +5,6 @@ Everything random in a run (the order of samples, dropout, initial weights) is d
 processes, workers or earlier draws.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 

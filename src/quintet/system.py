@@ -3,8 +3,6 @@
 Windows has neither `resource` nor `os.sysconf` nor most signals; what it has instead is called through ctypes.
 """
 
-from __future__ import annotations
-
 import ctypes
 import io
 import os

@@ -12,8 +12,6 @@ output. The same functions for Python are in `quintet.api`. `main` below turns a
 and exit code 2.
 """
 
-from __future__ import annotations
-
 import inspect
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """`quintet export` and `import`: models for other software and from other software."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`quintet generate`: write texts or music with a trained model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path

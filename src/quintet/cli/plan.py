@@ -1,7 +1,5 @@
 """`quintet plan`: the cost of a run, before it starts."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -4,8 +4,6 @@ Contradictions within a section are found by its `errors`. All checks run, so th
 reported together.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, cast

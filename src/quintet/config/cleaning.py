@@ -1,7 +1,5 @@
 """The section `data.cleaning`: documents that are dropped for their length, their quality or as duplicates."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

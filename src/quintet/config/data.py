@@ -1,7 +1,5 @@
 """The section `data`: the documents that a run reads, how they are stored and how they become samples."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator

@@ -3,8 +3,6 @@
 The names and defaults are those of DeepSpeed's "Configuration JSON".
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from quintet.config.data import DataConfig

@@ -1,8 +1,6 @@
 """The section `document` of a source: the part of a row, line or file that is a document, and the part of a document
 that counts in the loss."""
 
-from __future__ import annotations
-
 import datetime
 from contextlib import suppress
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Writing of a run config as YAML, and comparison of two configs."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The kinds of `model.embedding` and of `model.head`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Annotated, Literal
 

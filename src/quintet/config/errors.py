@@ -1,7 +1,5 @@
 """Pydantic's validation errors as problems for a user: file, line, key, what is wrong and what to do."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace

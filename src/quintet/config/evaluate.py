@@ -1,7 +1,5 @@
 """Measurements during a run: validation, benchmarks, text modelling, text generation."""
 
-from __future__ import annotations
-
 from quintet.config.generation import TextGenerationConfig
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key
 from quintet.config.train import fraction_errors

@@ -1,7 +1,5 @@
 """A search for keys by what users type: ``optimizer.lr``, ``data.sources.text.path``, ``schedule.wsd``, ``lr``."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterator

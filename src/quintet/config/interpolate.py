@@ -1,7 +1,5 @@
 """Resolution of the interpolations ``${…}`` of a run file, by OmegaConf."""
 
-from __future__ import annotations
-
 import copy
 import operator
 import re

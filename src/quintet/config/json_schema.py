@@ -1,7 +1,5 @@
 """JSON Schemas of run files, for completion and checks in an editor."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from quintet.config.describe import KeyInfo, run_file

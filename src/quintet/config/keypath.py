@@ -1,7 +1,5 @@
 """Key paths from the top of a run file to a value, and access to nested values by them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import Any, TypeGuard

@@ -1,7 +1,5 @@
 """The kinds of `loss`: the objective of the training."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

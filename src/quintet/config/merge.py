@@ -1,7 +1,5 @@
 """Merging of run files, of the files that they extend, and of overrides on the command line."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

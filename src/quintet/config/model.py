@@ -1,7 +1,5 @@
 """The section `model`: Quintet's own transformer, built from parts, or a model of Hugging Face's transformers."""
 
-from __future__ import annotations
-
 import math
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """Names of files, runs and repositories of the Hugging Face hub in run files and on the command line."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

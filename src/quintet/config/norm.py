@@ -1,7 +1,5 @@
 """The kinds of `model.norm`, and of the norms that parts of the model may have instead."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

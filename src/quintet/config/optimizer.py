@@ -1,7 +1,5 @@
 """The kinds of `optimizer`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field

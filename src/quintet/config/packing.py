@@ -1,7 +1,5 @@
 """The kinds of `data.packing`: how documents become samples."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """The kinds of `parallel`: how a run is distributed over processes, one per device."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field

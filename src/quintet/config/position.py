@@ -1,7 +1,5 @@
 """The kinds of `model.position`: rotary, learned, sinusoidal, or none."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

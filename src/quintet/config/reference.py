@@ -1,8 +1,6 @@
 """Reference pages of all keys: ``python -m quintet.config.reference`` prints docs/reference/run-file.md; with a folder
 as its argument it writes the pages of all dialects there."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The kinds of `schedule` and of `dropout_schedule`: learning rate and dropout as functions of the step."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field

@@ -1,8 +1,6 @@
 """Values that are never written to a run folder or sent to a tracker: those of environment variables, which become
 ``${oc.env:…}`` again, and credentials, which become ``***``."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping

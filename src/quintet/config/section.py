@@ -3,8 +3,6 @@
 A section is frozen and typed, refuses unknown keys, and describes each of its keys.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar

@@ -1,7 +1,5 @@
 """The section `model.sharing`: matrices that blocks share, unchanged or with a low-rank difference per block."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from quintet.config.section import ConfigErrors, ConfigSection, config_error, key

@@ -1,7 +1,5 @@
 """The kinds of sources: the documents that a run reads."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """The kinds of `tokenizer`, of text and of notes."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator

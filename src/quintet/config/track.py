@@ -1,7 +1,5 @@
 """The kinds of `track`: where metrics go besides the console and metrics.jsonl."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field

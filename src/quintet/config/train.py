@@ -3,8 +3,6 @@
 A duration is a whole number of steps, or, with a point, a fraction of the run's steps.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """The kinds of `trainer`: whose loop takes the steps, and the arguments that it cannot have."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """Batches as a function of the step, their prefetching, and the lowest loss that a model can reach on a batch."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -7,8 +7,6 @@ about the share of these numbers in which their runs of words agree (Broder 1997
 looks up signatures.
 """
 
-from __future__ import annotations
-
 import string
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """A report on a token store: its figures and the beginnings of a few documents. Nothing is tokenised."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path

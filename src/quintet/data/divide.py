@@ -1,7 +1,5 @@
 """Division of the token stores into training and validation data: held-out documents, their copies, samples, order."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Prepared data in the formats of other frameworks."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The manifest of a token store, `manifest.json`, which describes the content of each of its files."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field

@@ -4,8 +4,6 @@ A position counts samples from the start of the run; a sample is a number below 
 gives the same sample, in any process, order or batch.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ A sample has room for ``sequence_length`` + 1 tokens, all of which but the first
 split and a packing is computed once, kept on disk and mapped into memory, so that any sample is found at once.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

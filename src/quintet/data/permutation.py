@@ -1,7 +1,5 @@
 """Random orders of any length that take no memory."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 

@@ -1,7 +1,5 @@
 """The data of a run: its sources, tokenizer, token stores, and their division into training and validation data."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass

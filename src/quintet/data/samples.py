@@ -1,7 +1,5 @@
 """Samples of consecutive tokens, and the masks of the targets that count in the loss."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

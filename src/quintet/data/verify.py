@@ -3,8 +3,6 @@
 Files that passed are recorded in the home of the user and not beside the files, which may be read-only.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

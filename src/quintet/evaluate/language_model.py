@@ -1,7 +1,5 @@
 """A trained model with its tokenizer, which writes, is measured, plays music and is exported."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

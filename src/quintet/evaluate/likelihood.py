@@ -1,7 +1,5 @@
 """The probability that a model gives to each token of a document, and the token that it finds likeliest there."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The protocol of a language model that is measured or writes, and checks of what it can do."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from typing import Protocol
 

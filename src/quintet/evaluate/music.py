@@ -1,7 +1,5 @@
 """Music that a model writes: the continuation of a piece, or the answer to a task."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Words are runs of characters without white space. The formulas are in docs/guide/generation.md.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Held-out text by topic, from files or from the validation data of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Export of a run's model and tokenizer to a folder that transformers loads, with a model card."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -4,8 +4,6 @@ An export copies this file beside the weights of an architecture for which the l
 `pip install quintet`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

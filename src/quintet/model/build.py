@@ -1,7 +1,5 @@
 """Building the model of a run file, and holding its weights in fewer bytes once it is no longer trained."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -3,8 +3,6 @@
 This module does not import PyTorch, so that a plan appears at once.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from quintet.config.embedding_and_head import BYTE_SYMBOLS, ByteEmbeddingConfig, ByteHeadConfig

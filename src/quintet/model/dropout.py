@@ -1,7 +1,5 @@
 """Dropout whose mask depends on the sample and not on its batch, and the dropout rates of a model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager

@@ -8,8 +8,6 @@ symbols of all places at once. The probability of an id is the product of the pr
 included, so that an id may have any number of bytes.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence

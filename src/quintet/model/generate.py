@@ -1,7 +1,5 @@
 """Text generation: sampling one token after the other, or a beam search for likely continuations."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterator, Sequence
 

@@ -5,8 +5,6 @@ of a layer depend neither on the rest of the model nor on the order of building,
 used.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import re

@@ -7,8 +7,6 @@ the range of a whole block of queries need not be computed, and a dense mask, or
 made from the ranges if a kernel needs one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ Under autocast a norm returns the narrow dtype of the matrix products that read 
 converted once and not by each of them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Sampling of the next token: pure functions of fp32 logits [batch, vocab], in the order in which they apply."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Unpack

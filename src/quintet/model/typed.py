@@ -4,8 +4,6 @@ Pyright checks ``quintet.model`` in its strict mode; this file alone ignores wha
 """
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar

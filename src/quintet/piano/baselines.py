@@ -1,7 +1,5 @@
 """Baselines without a model, to compare a model's figures with: copies of the prompt, and counts of tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The tokens of a piece's collection and composer, and the tokens around an answer."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import PurePath

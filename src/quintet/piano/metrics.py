@@ -4,8 +4,6 @@ docs/guide/piano.md has the formulas. If both sides have no notes, each F1 is 1 
 none, each F1 is 0 and each distance between distributions is NaN.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -5,8 +5,6 @@ performances. It reports neither the channel of a note, which decides which peda
 so mido reads all other files, which is much slower.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import unicodedata

@@ -5,8 +5,6 @@ all others, and counts what is broken. It follows Standard MIDI Files 1.0 (RP-00
 https://midi.org/specifications.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A picture and a sound of notes: a piano roll, and audio by fluidsynth or by a plain synthesiser."""
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

@@ -3,8 +3,6 @@
 All notes of a score have the same velocity, and time follows its tempo marks.
 """
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from dataclasses import dataclass

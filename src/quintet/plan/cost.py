@@ -1,7 +1,5 @@
 """The cost of a run, whatever its devices: parameters, FLOPs, memory and disk."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from quintet.config.model import TransformerConfig

@@ -1,7 +1,5 @@
 """A counter of the memory, the traffic and the FLOPs of a computation, by operation, on real or fake tensors."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager

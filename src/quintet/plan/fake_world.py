@@ -1,7 +1,5 @@
 """A simulated group of processes, of which only the first exists, and parts of a run that need no numbers."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """The search for a change of settings with which a run fits into the memory of its devices."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The machine that a plan is made for: its devices, their memory and their speeds, given or measured here."""
 
-from __future__ import annotations
-
 import re
 import time
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One rank's step, taken by the code that trains, on tensors without numbers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any

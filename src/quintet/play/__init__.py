@@ -1,7 +1,5 @@
 """A local page in the browser, on which a person hears what a model of piano music writes."""
 
-from __future__ import annotations
-
 import socket
 from pathlib import Path
 

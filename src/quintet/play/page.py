@@ -3,8 +3,6 @@
 Its arguments are the run and the checkpoint. Start it with `quintet play RUN`.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The logic of the page without its widgets: pieces to choose from, and a model's answer as picture, sound and MIDI."""
 
-from __future__ import annotations
-
 import threading
 from collections import Counter
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Tables of settings and figures of several runs, from their folders."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The report of a run: one self-contained HTML page with its settings, curves, figures and samples."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,7 +1,5 @@
 """The losses of trained models on the same held-out samples or texts, and confidence intervals of their differences."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

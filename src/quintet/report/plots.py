@@ -1,7 +1,5 @@
 """Plots of the curves of runs: a picture that compares several, and drawings for the report of one."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Texts and music that a run wrote during training, from the files in its folder ``samples/``."""
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Iterable, Sequence

@@ -11,8 +11,6 @@ by its template first. Ids become text again one by one in ``stream.py``, up to 
 for `transformers` there is ``transformers_folder.py``.
 """
 
-from __future__ import annotations
-
 from quintet.tokenize.base import TokenBytes, Tokenizer
 from quintet.tokenize.registry import build_tokenizer, load_tokenizer
 from quintet.tokenize.stream import TextStream

@@ -1,7 +1,5 @@
 """The ids that begin and end a text, in training, generation, evaluation and export, and where tokens may be cut."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Byte-level byte-pair encodings trained on a corpus (Sennrich et al. 2016; Radford et al. 2019)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 
 import tokenizers

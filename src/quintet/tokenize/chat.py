@@ -4,8 +4,6 @@ A template is a Jinja program that writes a list of messages as one text, in the
 `apply_chat_template`: the same whitespace, functions and variables, in the same sandbox.
 """
 
-from __future__ import annotations
-
 import datetime
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The table of kinds of tokenizers; a tokenizer from a config, or from the folder of a saved one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from pkgutil import resolve_name

@@ -1,7 +1,5 @@
 """Text from ids that come one by one: decoding them, and ending at a stop string."""
 
-from __future__ import annotations
-
 import codecs
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Any tokenizer as files that `transformers.AutoTokenizer` loads."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

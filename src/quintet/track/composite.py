@@ -1,7 +1,5 @@
 """All trackers of a run as one, and the table of their kinds."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace

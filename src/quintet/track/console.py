@@ -1,7 +1,5 @@
 """The lines that a run prints."""
 
-from __future__ import annotations
-
 import math
 import os
 import sys

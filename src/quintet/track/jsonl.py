@@ -1,7 +1,5 @@
 """Metrics as JSON lines and samples as text files, in every run's folder: writing and reading."""
 
-from __future__ import annotations
-
 import errno
 import math
 import os

@@ -1,7 +1,5 @@
 """The tracker for MLflow."""
 
-from __future__ import annotations
-
 import math
 import os
 import sqlite3

@@ -1,7 +1,5 @@
 """Names that trackers and file systems accept, one-to-one; the ids of a run in its trackers; and pictures."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

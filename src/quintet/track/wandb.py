@@ -1,7 +1,5 @@
 """The tracker for Weights & Biases."""
 
-from __future__ import annotations
-
 import html
 import os
 from collections.abc import Callable, Mapping

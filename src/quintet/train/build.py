@@ -1,7 +1,5 @@
 """Model, optimizer and engine of a run, on one device or over several processes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

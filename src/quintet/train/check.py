@@ -1,7 +1,5 @@
 """Checks of a run file that need other libraries, made before anything runs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

@@ -6,8 +6,6 @@ checkpoint is written under a temporary name and renamed when it is complete and
 moment leaves a whole checkpoint or none.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """Device, precision and compilation of a run, and the peak speed of the hardware."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shutil

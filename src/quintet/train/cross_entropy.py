@@ -3,8 +3,6 @@
 Tensors in, a scalar out: what is a target and what is hidden is decided in ``quintet.train.loss``.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

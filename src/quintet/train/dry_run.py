@@ -1,7 +1,5 @@
 """A dry run of two steps and a validation before training, so that an out-of-memory error comes at once."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Generator
 from contextlib import contextmanager

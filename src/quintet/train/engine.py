@@ -1,7 +1,5 @@
 """One optimizer step: the protocol of an engine, and its implementation with PyTorch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass

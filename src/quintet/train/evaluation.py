@@ -4,8 +4,6 @@ The checkpoint of a step is written before its measurements and names those that
 meanwhile makes them when it continues. After each measurement the checkpoint is updated with its result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The steps after which a run validates, writes samples, saves and logs; and the limits of a trial."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from fractions import Fraction
 

@@ -1,7 +1,5 @@
 """The optimizers of PyTorch and of pytorch_optimizer, by the names of their classes."""
 
-from __future__ import annotations
-
 import inspect
 from types import ModuleType
 from typing import Any

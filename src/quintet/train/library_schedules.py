@@ -1,7 +1,5 @@
 """The schedules of PyTorch, of the transformers library and of DeepSpeed."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import math

@@ -1,7 +1,5 @@
 """The training loop: batch, forward and backward, clip, step, bookkeeping."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ and the loss of a model's predictions.
 ``quintet.train.cross_entropy``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Training metrics: kept on the device until a log point, then read and passed to the trackers."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass, field, replace

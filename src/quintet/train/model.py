@@ -1,7 +1,5 @@
 """The model of a run, with the sizes that follow from run file and tokenizer, and activation checkpointing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import partial
 from importlib import import_module

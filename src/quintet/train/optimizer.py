@@ -1,7 +1,5 @@
 """The optimizer of a run: the parameters that decay, and AdamW with averages in 16 bits."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from typing import Any

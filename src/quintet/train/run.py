@@ -1,7 +1,5 @@
 """A run that is ready to train: its parts, and the batch and the rates of each step."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 `quintet check` uses this module, so it imports PyTorch only in functions.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -1,7 +1,5 @@
 """Samples that the model writes during training: texts, or music."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Learning rate, momentum and dropout as functions of the step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """A run built from its run file, in an order that finds mistakes before expensive work."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The sizes of a run's model and its training FLOPs, computed without building it and without PyTorch."""
 
-from __future__ import annotations
-
 from quintet.config.loss import MaskedLossConfig
 from quintet.config.model import HuggingFaceConfig
 from quintet.config.schema import RunConfig

@@ -4,8 +4,6 @@ The run continues from there without the batch of that step, as if it had no tar
 and the checkpoint, so that a run that is killed and continued finds the same spikes.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence

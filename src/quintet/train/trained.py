@@ -1,7 +1,5 @@
 """Trained models, read from a run folder or from a Hugging Face checkpoint."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence

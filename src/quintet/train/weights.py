@@ -1,7 +1,5 @@
 """The initial weights of a run: random or trained, and their distribution to the processes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

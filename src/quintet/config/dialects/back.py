@@ -1,7 +1,5 @@
 """A native run file written in a dialect, as far as the dialect can express it."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass

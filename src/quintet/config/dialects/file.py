@@ -1,7 +1,5 @@
 """A dialect's file: its keys at the paths of the schema, each with its line, read by the schema."""
 
-from __future__ import annotations
-
 import copy
 import math
 import re

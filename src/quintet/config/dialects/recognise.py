@@ -3,8 +3,6 @@
 The rules of all dialects are in this one file, so that reading a native run file imports no dialect.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The translation of a dialect's file to a native run file, with the key that each value follows from."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal

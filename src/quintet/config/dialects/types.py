@@ -1,7 +1,5 @@
 """Types of the values of dialects' keys: pydantic's with the usual bounds, and words with a meaning."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any

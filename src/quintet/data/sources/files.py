@@ -1,7 +1,5 @@
 """The files that a path of the run file names, on this disk or at an address."""
 
-from __future__ import annotations
-
 import glob
 import os
 import stat

@@ -1,7 +1,5 @@
 """Rows in text files as documents: JSON lines (https://jsonlines.org) and comma-separated values."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -6,8 +6,6 @@ come the lengths of the sequences in ids (int32), their offsets in NAME.bin in b
 each document (int64), followed by the number of sequences.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass

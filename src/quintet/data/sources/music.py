@@ -1,7 +1,5 @@
 """Piano music as documents of numbers (see `quintet.piano.notes`): MIDI files, rows of notes, and scores."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Reading the bytes of files, on this disk or at an address, as a whole or in ranges, compressed or not."""
 
-from __future__ import annotations
-
 import gzip
 import zlib
 from collections.abc import Generator, Iterable, Iterator

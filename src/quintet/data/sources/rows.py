@@ -1,7 +1,5 @@
 """Rows of tables as documents: from a mapping of names to values to a document, and what happens to bad rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Rows of tables that Arrow reads as documents: Parquet files and Hugging Face datasets."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Plain text as documents: files, and the standard library of the running Python."""
 
-from __future__ import annotations
-
 import codecs
 import sys
 import sysconfig

@@ -14,8 +14,6 @@ belongs to one if
 The rule needs no list of words and gives the same items on every machine.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

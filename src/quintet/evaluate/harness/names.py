@@ -4,8 +4,6 @@ The harness finds its tasks by reading 14,000 files, which takes about fifteen s
 for names, which takes half a second, and only the definitions of the wanted benchmarks are read.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import lru_cache

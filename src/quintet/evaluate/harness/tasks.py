@@ -1,7 +1,5 @@
 """Tasks of the harness that an evaluation survives when an item is broken or a file is missing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy

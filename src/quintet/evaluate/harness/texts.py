@@ -4,8 +4,6 @@ The rules are those of the harness's own class for Hugging Face models (`lm_eval
 figures can be compared with published ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The files of a checkpoint in Hugging Face's format."""
 
-from __future__ import annotations
-
 import pickle
 import re
 import warnings

@@ -1,7 +1,5 @@
 """Loading of the model of a run file with ``model: {kind: huggingface}``."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@
 compares two such lists.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, get_args

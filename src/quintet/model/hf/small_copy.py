@@ -1,8 +1,6 @@
 """A small copy of a model of the transformers library: the same kinds of layers, but few, narrow, with large
 weights."""
 
-from __future__ import annotations
-
 import copy
 import math
 import re

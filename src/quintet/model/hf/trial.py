@@ -6,8 +6,6 @@ on a small copy of the model with large weights (``small_copy``), in which a dif
 stored for the next time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json

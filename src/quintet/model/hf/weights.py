@@ -1,7 +1,5 @@
 """Conversion of weights between our names and those of a family, by the family's table of names."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any

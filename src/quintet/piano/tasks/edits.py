@@ -4,8 +4,6 @@ A mask is a function from notes to bool [notes], True for the notes of the targe
 tasks piano-gpt trains; notes are in the order of their starts.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from quintet.piano.notes import HIGHEST, LOWEST, Notes, notes

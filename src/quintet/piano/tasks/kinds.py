@@ -3,8 +3,6 @@
 Names and tokens are those of piano_dataset; from `above_median_prediction` on those of older versions of piano-gpt.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Tasks by their names in run files and in files of piano-gpt, and the names of their special tokens."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any

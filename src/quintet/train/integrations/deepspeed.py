@@ -1,7 +1,5 @@
 """The start of DeepSpeed's engine: the settings of a run and its ds_config, checks, and the builds of extensions."""
 
-from __future__ import annotations
-
 import gc
 import logging
 import os

@@ -1,7 +1,5 @@
 """The steps of a run on DeepSpeed's engine, with ZeRO stages 0 to 3 (Rajbhandari et al. 2020)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

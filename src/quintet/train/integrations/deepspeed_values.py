@@ -3,8 +3,6 @@
 All processes call these functions together, in one order. ``Values`` states the shapes and dtypes for its classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, Protocol

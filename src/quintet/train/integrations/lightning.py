@@ -1,7 +1,5 @@
 """The steps of a run in the `Trainer` of Lightning."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading

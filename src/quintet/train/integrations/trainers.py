@@ -1,7 +1,5 @@
 """The table of trainers, and the parts of a run that transformers and Lightning get: micro-batches and an optimizer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from importlib import import_module

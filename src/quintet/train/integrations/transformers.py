@@ -1,7 +1,5 @@
 """The steps of a run in the `Trainer` of the transformers library."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path

@@ -5,8 +5,6 @@ ErrorHandler. `quintet train --nproc` reads these files and prints one message. 
 failed prints it.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import json
 import os

@@ -1,7 +1,5 @@
 """PyTorch's process group during a run."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext

@@ -4,8 +4,6 @@
 weights.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The choice of DDP, FSDP or HSDP for a run, and each process's part of a batch; `parallelize` wraps the model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from torch import nn

@@ -1,7 +1,5 @@
 """The keys of PhyAGI: the top of a file, the data and the model."""
 
-from __future__ import annotations
-
 import ast
 from typing import Annotated, Any, Literal
 

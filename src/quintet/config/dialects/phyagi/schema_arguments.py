@@ -1,8 +1,6 @@
 """The keys of PhyAGI's training arguments: those that all its trainers share, and those of the Trainers of the
 transformers library and of Lightning."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict

@@ -1,7 +1,5 @@
 """The keys of PhyAGI's section ``ds_config``: DeepSpeed's configuration."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any
 
 from pydantic import ConfigDict

@@ -1,7 +1,5 @@
 """Rules for PhyAGI's data, its run folder and its trackers, and the choice of the rules for its trainer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from quintet.config.dialects.dialect import Dialect

@@ -1,7 +1,5 @@
 """Rules for PhyAGI's models: the transformer of mixformer-sequential, and models of the transformers library."""
 
-from __future__ import annotations
-
 from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.phyagi.schema import File
 from quintet.config.dialects.phyagi.values import ARCHITECTURE, MIXER, MIXFORMER, PRETRAINED

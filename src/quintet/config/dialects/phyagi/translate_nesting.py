@@ -1,7 +1,5 @@
 """A PhyAGI file brought into the nesting of the schema, as far as aliases cannot, and the trainer that it is for."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Collection, Mapping
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Rules for PhyAGI's training arguments, by trainer: its own around DeepSpeed, and the Trainers of the transformers
 library and of Lightning."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Paths of PhyAGI's sections, and what its names of activations, optimizers, schedules and strategies mean."""
 
-from __future__ import annotations
-
 from typing import Any
 
 ARCHITECTURE = "model.architecture"

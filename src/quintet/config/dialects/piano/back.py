@@ -1,7 +1,5 @@
 """From a native run file back to the keys of piano-gpt that several native keys decide."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from quintet.config.dialects.dialect import Put

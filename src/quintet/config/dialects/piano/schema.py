@@ -1,7 +1,5 @@
 """The keys of piano-gpt: those of its document and of its own files."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from quintet.config.dialects.dialect import DialectSection

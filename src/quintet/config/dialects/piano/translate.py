@@ -1,7 +1,5 @@
 """piano-gpt as a dialect: the nesting of its files, and the rules that need several keys."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

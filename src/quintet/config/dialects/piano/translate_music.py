@@ -1,7 +1,5 @@
 """Rules for the music of a piano-gpt file: data sets, packing and tokenizer."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from quintet.config.data import are_music

@@ -1,7 +1,5 @@
 """piano-gpt's names of stages, splits, tasks, tokenizers and data sets, and their native meanings."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Annotated, Any
 

@@ -1,7 +1,5 @@
 """From a native run file back to the keys of STLM that several native keys decide."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

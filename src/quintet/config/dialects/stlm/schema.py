@@ -1,7 +1,5 @@
 """The keys of an STLM file, in the nesting of its document; ``nestings`` are those of older and newer files."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from quintet.config.dialects.dialect import DialectSection

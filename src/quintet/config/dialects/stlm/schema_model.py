@@ -1,7 +1,5 @@
 """The keys of an STLM file for the model and its tokenizer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 

@@ -1,7 +1,5 @@
 """SuperTinyLanguageModels as a dialect: the nesting of its files, and the rules that need several keys."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

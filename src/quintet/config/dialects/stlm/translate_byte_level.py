@@ -6,8 +6,6 @@ bytes. STLM's loss of a token is the mean over the places of its spelling, Quint
 gradient and AdamW's epsilon, which are compared with gradients, are multiplied by the number of places.
 """
 
-from __future__ import annotations
-
 from quintet.config.dialects.native import NativeBuilder
 from quintet.config.dialects.stlm.schema import File
 from quintet.config.dialects.stlm.values import EXPERIMENT

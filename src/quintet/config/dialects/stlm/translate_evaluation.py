@@ -1,7 +1,5 @@
 """Rules for the validations, benchmarks and checkpoints of an STLM file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from quintet.config.dialects.native import NativeBuilder

@@ -1,7 +1,5 @@
 """Rules for the model and the tokenizer of an STLM file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Rules for the optimizer, the learning rate and the dropout of an STLM file."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from quintet.config.dialects.native import NativeBuilder

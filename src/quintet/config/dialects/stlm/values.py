@@ -1,7 +1,5 @@
 """STLM's names of datasets, tokenizers, benchmarks and parts of a model, and their native meanings."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,7 +1,5 @@
 """From a native run file back to the keys of TMRC that several native keys decide."""
 
-from __future__ import annotations
-
 from quintet.config.dialects.dialect import Put
 from quintet.config.model import TransformerConfig
 from quintet.config.schema import RunConfig

@@ -1,7 +1,5 @@
 """The keys of TMRC."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from quintet.config.dialects.dialect import DialectSection

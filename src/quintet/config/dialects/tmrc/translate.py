@@ -1,7 +1,5 @@
 """TMRC as a dialect: the rules that need several keys, and what it always does."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from quintet.config.dialects.dialect import Dialect

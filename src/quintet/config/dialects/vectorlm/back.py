@@ -1,7 +1,5 @@
 """From a native run file back to the keys of VectorLM that several native keys decide."""
 
-from __future__ import annotations
-
 from pathlib import PurePath
 
 from quintet.config.data import DataConfig

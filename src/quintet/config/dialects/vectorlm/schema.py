@@ -1,7 +1,5 @@
 """The keys of VectorLM (docs/config.md of VectorInstitute/vectorlm, and its configs folder)."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field

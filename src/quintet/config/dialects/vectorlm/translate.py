@@ -1,7 +1,5 @@
 """Rules for keys of VectorLM that depend on each other, other than those of the data."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import PurePath
 

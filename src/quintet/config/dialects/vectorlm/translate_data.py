@@ -1,7 +1,5 @@
 """Rules for VectorLM's data: processed datasets as they are, or documents that are processed on the fly."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

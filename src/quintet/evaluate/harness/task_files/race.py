@@ -1,8 +1,6 @@
 """The functions of `race_middle.yaml`: RACE as the harness asks it, the last question of an article after the others
 with their answers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
