@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from tests.cuda.conftest import peak_bytes
-from tests.helpers import run_config
+from tests.helpers import run_config, tiny_values
 from torch._dynamo.utils import counters
 
 from quintet.config.optimizer import AdamWConfig
@@ -242,12 +243,12 @@ def test_blocks_within_ddp_are_one_graph(device: torch.device, cutting_ddp: None
     assert not counters["graph_break"]
 
 
-def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(train: Callable[..., str], device: torch.device) -> None:
+@pytest.mark.usefixtures("train")  # for its folder and its corpus
+def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(device: torch.device) -> None:
     """SIGUSR1, as the batch script sends it ahead of the time limit, reaches a run that torchrun's agent started."""
     on = HERE | {"device": device.type, "steps": 100_000, "log_every": 1, "compile": False}
-    with pytest.MonkeyPatch.context() as patch:  # writes the run file and what else a run needs
-        patch.setattr("tests.conftest.main", lambda _: sys.exit(0))
-        train(name="long", train=on, checkpoint={"every": None})
+    values = {"name": "long"} | tiny_values(train=on, checkpoint={"every": None})
+    Path("long.yaml").write_text(yaml.safe_dump(values), "utf-8")
     line = [sys.executable, "-m", "quintet", "train", "--no-report", "--nproc", "1", "long.yaml"]
     process = subprocess.Popen(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     try:
