@@ -97,9 +97,10 @@ def test_memory_and_collectives_are_those_of_a_real_step(bench: Any, tmp_path: P
         for name in ("all-gather", "reduce-scatter"):
             assert told["sent"][name] == real["sent"][name], case
         assert told["activations"] == pytest.approx(real["activations"], rel=0.01), case
-        # gloo copies what it reduces, and on a busy machine a thread that is late still holds the copy of a block.
-        highest = 1.1 if case.startswith(("fsdp", "hsdp")) else 1.02
-        assert 0.98 * told["peak"] <= real["peak"] <= highest * told["peak"], case
+        # On a busy machine gloo's threads may still hold what a pass reduced: gradients of 4 bytes, and half of them
+        # as the result.
+        held = 0 if case.startswith("none") else 6 * bench.weights(case)
+        assert 0.98 * told["peak"] <= real["peak"] <= 1.02 * told["peak"] + held, case
 
 
 @pytest.mark.slow
