@@ -167,12 +167,12 @@ def check(config: RunConfig, *, strict: bool = False) -> Checked:
 def _known_problems(config: RunConfig, *, on_hub: bool = True) -> tuple[list[str], list[str]]:
     """Return the mistakes that are found without running the run, and what is not on this machine; what can be fetched
     from the hub counts only if ``on_hub``."""
-    from quintet.errors import gathered
+    from quintet.errors import collect_problems
     from quintet.train.check import check_inputs_here
     from quintet.trial import known_problems
 
     mistakes, missing = known_problems(config)
-    _, more = gathered([lambda: check_inputs_here(config, on_hub=on_hub)])
+    _, more = collect_problems([lambda: check_inputs_here(config, on_hub=on_hub)])
     keys = {line.partition(": ")[0] for line in missing}
     return mistakes, [*missing, *(line for line in more if line.partition(": ")[0] not in keys)]
 

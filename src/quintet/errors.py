@@ -29,7 +29,7 @@ class NotHere(UserError):
     right."""
 
 
-def gathered(checks: Iterable[Callable[[], object]]) -> tuple[list[str], list[str]]:
+def collect_problems(checks: Iterable[Callable[[], object]]) -> tuple[list[str], list[str]]:
     """Call all ``checks``, and return the mistakes that they raise and lines on what is not on this machine."""
     mistakes: list[str] = []
     missing: list[str] = []

@@ -21,7 +21,7 @@ from quintet.config.parallel import HSDPConfig
 from quintet.config.schema import RunConfig
 from quintet.config.section import ConfigSection
 from quintet.config.track import MLflowConfig, WandbConfig
-from quintet.errors import UserError, gathered, one_line
+from quintet.errors import UserError, collect_problems, one_line
 from quintet.libraries import is_installed
 from quintet.track.console import Reporter
 
@@ -121,7 +121,7 @@ def known_problems(config: RunConfig) -> tuple[list[str], list[str]]:
     from quintet.data.sources import check_sources
     from quintet.train.check import training_checks
 
-    return gathered([lambda: check_sources(config), *training_checks(config)])
+    return collect_problems([lambda: check_sources(config), *training_checks(config)])
 
 
 def try_run(config: RunConfig, loaded: Loaded | None, *, keep: bool) -> Tried:

@@ -320,7 +320,7 @@ def test_every_packing_counts_the_samples_without_a_target(
         assert [line for line in prepared.notes if "do not fill" in line] == (
             [f"rows: the last {rest:,} tokens do not fill a sample and are not used"] if rest else []
         )
-        expected = f"rows: {without} of {samples.count} samples have no target: nothing is learnt from them"
+        expected = f"rows: {without} of {samples.count} samples have no target: they add nothing to the loss"
         assert said == ([expected] if without else [])
     else:
         assert without == 0

@@ -16,7 +16,7 @@ from tests.helpers import measured, refused
 
 from quintet.config.dialects import dialect_named
 from quintet.config.load import Reading, load_run_config
-from quintet.errors import UserError, gathered
+from quintet.errors import UserError, collect_problems
 from quintet.model.count import count_parameters
 from quintet.train.check import check_training
 
@@ -120,7 +120,7 @@ def test_check_refuses_fp16_on_a_cpu(make: Make) -> None:
     with pytest.raises(UserError, match=r"train\.precision: fp16 .* a CPU, and that is the device here"):
         check_training(made.config)
     elsewhere = make({"model.autocast_precision": "float16", "quintet": {"train": {"device": "cuda"}}})
-    mistakes, _ = gathered([lambda: check_training(elsewhere.config)])  # this machine may lack the GPU
+    mistakes, _ = collect_problems([lambda: check_training(elsewhere.config)])  # this machine may lack the GPU
     assert mistakes == []
 
 

@@ -20,7 +20,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from quintet.config.train import TrainConfig
 from quintet.data.batch import Batch, prefetch
-from quintet.errors import UserError, gathered
+from quintet.errors import UserError, collect_problems
 from quintet.train.check import check_training, training_checks
 from quintet.train.compute import (
     Compute,
@@ -204,7 +204,7 @@ def test_what_another_machine_has_is_no_mistake(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: pytest.fail("there is no GPU to ask"))
     config = run_config(train={"steps": 1, "device": "auto", **values})
-    mistakes, absent = gathered(training_checks(config))
+    mistakes, absent = collect_problems(training_checks(config))
     found = mistakes if mistake else absent
     assert (mistakes if not mistake else absent) == []
     assert [any(one.startswith(line) for one in found) for line in missing] == [True] * len(found)

@@ -65,7 +65,7 @@ class LeftOut:
             lines.append(f"the last {self.rest:,} tokens do not fill a sample and are not used")
         if self.samples and self.used:
             lines.append(
-                f"{self.samples:,} of {self.all_samples:,} samples have no target: nothing is learnt from them"
+                f"{self.samples:,} of {self.all_samples:,} samples have no target: they add nothing to the loss"
             )
         elif self.samples:
             lines.append(f"{self.samples:,} of {self.all_samples:,} samples had no target left and are not used")

@@ -10,7 +10,7 @@ from quintet.config.train import total_steps
 from quintet.data.mixture import stage_lines
 from quintet.data.prepare import Prepared, build_tokenizer_of, find_prepared, prepare
 from quintet.data.sources import check_sources
-from quintet.errors import NotHere, UserError, gathered
+from quintet.errors import NotHere, UserError, collect_problems
 from quintet.model.count import Flops, ParameterCount
 from quintet.plan.fake_world import fake_tokenizer
 from quintet.train.check import check_inputs_here, training_checks
@@ -115,7 +115,7 @@ def make_plan(config: RunConfig) -> Plan:
     not on this machine, the plan lists them as missing, and the figures that depend on them are None. Raises UserError
     for mistakes in ``config``.
     """
-    mistakes, _ = gathered(training_checks(config))
+    mistakes, _ = collect_problems(training_checks(config))
     if mistakes:
         raise UserError(*mistakes)
     keep, (model, without) = config.checkpoint.keep, _model_cost(config)
@@ -201,7 +201,7 @@ def _prepared(config: RunConfig) -> tuple[Prepared | None, list[str]]:
 
 def _not_here(config: RunConfig) -> list[str]:
     """Return lines on the sources, tokenizer and model of ``config`` that are not on this machine."""
-    _, missing = gathered([lambda: check_sources(config), lambda: check_inputs_here(config)])
+    _, missing = collect_problems([lambda: check_sources(config), lambda: check_inputs_here(config)])
     return missing
 
 

@@ -24,7 +24,7 @@ from quintet.config.secrets import check_secrets
 from quintet.config.tokenizer import HuggingFaceTokenizerConfig, SavedTokenizerConfig
 from quintet.data.sources import sources_of
 from quintet.data.sources.reading import is_remote
-from quintet.errors import NotHere, UserError, did_you_mean, gathered, nearest
+from quintet.errors import NotHere, UserError, collect_problems, did_you_mean, nearest
 from quintet.libraries import check_installed, is_installed
 from quintet.train.run_folder import run_folder
 
@@ -35,7 +35,7 @@ def check_training(config: RunConfig) -> None:
     Raises NotHere if the only problems are libraries that are not installed. Imports only the libraries that the run
     file names.
     """
-    mistakes, missing = gathered(training_checks(config))
+    mistakes, missing = collect_problems(training_checks(config))
     if mistakes:
         raise UserError(*mistakes, *missing)
     if missing:
