@@ -22,11 +22,12 @@ BEAT = 2.0
 """Seconds between two signs of life of the holder of a lock file."""
 GONE = 30.0
 """Seconds without a sign of life after which the holder of a lock file counts as killed."""
-_NO_ROOM = {
+NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "a file would become larger than is allowed here (ulimit -f)",
 }
+"""What to tell the user, by the number of an OSError that means that a disk has no room."""
 _OF_A_PATH = {
     errno.EACCES: "permission denied; change its permissions, or name another path",
     errno.EPERM: "the system does not permit this; change its permissions, or name another path",
@@ -41,9 +42,9 @@ _OF_A_PATH = {
 def problem_of_path(error: OSError) -> str | None:
     """Return a line for an ``error`` that the user can mend: no room, or a path that may not be used. None for others,
     such as a missing file, which a check should have found."""
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         where = f" ({error.filename})" if error.filename else ""
-        return f"{_NO_ROOM[error.errno]}{where}; make room and give the same command again to continue"
+        return f"{NO_ROOM[error.errno]}{where}; make room and give the same command again to continue"
     if error.errno == errno.ENAMETOOLONG:
         return f"{str(error.filename)[:60]}…: no file can have so long a name"
     if error.filename and error.errno in _OF_A_PATH:

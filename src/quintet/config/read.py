@@ -353,9 +353,8 @@ class _Lines:
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> None:
         own: dict[str, int] = {}
-        for key, value in sorted(
-            node.value, key=lambda pair: pair[0].tag != _MERGE
-        ):  # merge keys first, because own keys override them
+        # Merge keys first, because own keys override them.
+        for key, value in sorted(node.value, key=lambda pair: pair[0].tag != _MERGE):
             if key.tag == _MERGE:
                 for source in reversed(value.value) if isinstance(value, yaml.SequenceNode) else [value]:
                     self.visit(source, path)

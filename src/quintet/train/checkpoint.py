@@ -6,7 +6,6 @@ checkpoint is written under a temporary name and renamed when it is complete and
 moment leaves a whole checkpoint or none.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -35,7 +34,7 @@ from torch.utils._pytree import tree_leaves
 
 from quintet.config.train import CheckpointConfig
 from quintet.errors import UserError
-from quintet.files import remove, remove_unfinished, set_aside, sync_folder, to_json, write_text
+from quintet.files import NO_ROOM, remove, remove_unfinished, set_aside, sync_folder, to_json, write_text
 from quintet.processes import all_gather, broadcast_from_rank0, is_rank_zero, new_group, rank, world_size
 from quintet.train.checkpoint_files import (
     TABLE,
@@ -50,7 +49,6 @@ from quintet.train.checkpoint_files import (
 
 # There is no process group with one process, as intended.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -168,7 +166,7 @@ class Checkpointer:
             if refusal is None:
                 raise
             fault, mend = "no space left to write a checkpoint", "Free some space"
-            if refusal.errno not in NO_SPACE:
+            if refusal.errno not in NO_ROOM:
                 fault, mend = f"a checkpoint cannot be written ({refusal.strerror})", "Make the folder writable"
             raise UserError(
                 f"{self.folder}: {fault}; the last whole one is {_last_whole(self.folder)}. {mend} and give the same "
@@ -270,4 +268,4 @@ def _refusal(error: BaseException) -> OSError | None:
         return next(filter(None, (_refusal(failure[0]) for failure in error.failures.values())), None)
     chain = [error, error.__cause__, error.__context__]
     causes = [cause for cause in chain if isinstance(cause, OSError) and cause.errno is not None]
-    return next((cause for cause in causes if cause.errno in NO_SPACE), causes[0] if causes else None)
+    return next((cause for cause in causes if cause.errno in NO_ROOM), causes[0] if causes else None)
