@@ -145,6 +145,21 @@ def tiny_values(model: dict[str, Any] | None = None, **sections: Any) -> dict[st
     return values | sections
 
 
+def train_with_translation(command: Command, example: str, again: str, line: str, *overrides: str) -> str:
+    """Train ``example`` and its translation, which the override ``again`` names; return the output of the first.
+
+    ``line`` is a part of the translation.
+    """
+    code, out, err = command("train", example, *overrides)
+    assert code == 0, err
+    code, native, err = command("translate", example, *overrides, again)
+    assert code == 0, err
+    assert line in native
+    Path("native.yaml").write_text(native)
+    assert command("train", "native.yaml")[0] == 0
+    return out
+
+
 def records(run: Path | str) -> list[dict[str, Any]]:
     """Return the rows of metrics.jsonl of a run folder, without speeds and what an interruption adds to a row."""
     rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text("utf-8").splitlines()]

@@ -12,7 +12,7 @@ import torch
 import yaml
 from tests.dialects.conftest import Make
 from tests.dialects.piano_folders import DOCUMENT, EXAMPLES, FIRST, THIRD, on_text, small_file, write_questions
-from tests.helpers import measured, refused
+from tests.helpers import measured, refused, train_with_translation
 from torch.nn import functional
 
 from quintet.config.dialects import detect, dialect_named
@@ -290,15 +290,9 @@ def test_the_example_trains_by_command_and_its_translation_to_the_same_losses(
     write_questions(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     example = str(EXAMPLES / "text.yaml")
-    code, out, err = command("train", example)
-    assert code == 0, err
+    out = train_with_translation(command, example, "+quintet.name=again", "layers: 2  # model.n_layer (")
     assert "finished: 12 steps" in out
     assert "dataset.base_dataset_name" in out  # the note on the keys that text replaces
-    code, native, err = command("translate", example, "+quintet.name=again")
-    assert code == 0, err
-    assert "layers: 2  # model.n_layer (" in native
-    Path("native.yaml").write_text(native)
-    assert command("train", "native.yaml")[0] == 0
     first, second = (measured(tmp_path / "out" / name) for name in ("text", "again"))
     assert len(first) == 12
     assert first == second

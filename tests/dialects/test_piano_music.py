@@ -16,7 +16,7 @@ from tests.dialects.piano_folders import EXAMPLES, on_text, small_file, write_qu
 from tests.dialects.piano_music import data_set as data_set  # a fixture
 from tests.dialects.piano_music import music as music  # a fixture
 from tests.dialects.piano_music import music_file, piece, row, samples, words, write_data_set
-from tests.helpers import PEAK, measured, refused
+from tests.helpers import PEAK, measured, refused, train_with_translation
 
 import quintet
 from quintet.api import with_source
@@ -263,16 +263,11 @@ def test_the_example_trains_by_command_and_its_translation_to_the_same_losses(
     example: str, command: Callable[..., tuple[int, str, str]]
 ) -> None:
     assert command("check", example)[0] == 0
-    code, out, err = command("train", example)
-    assert code == 0, err
+    line = "notes_per_record: 24  # data.notes_per_record ("
+    out = train_with_translation(command, example, "+quintet.name=again", line)
     assert "finished: 12 steps" in out
     assert "not validated on: mozart" in out
     assert "(best of full_val " in out
-    code, native, err = command("translate", example, "+quintet.name=again")
-    assert code == 0, err
-    assert "notes_per_record: 24  # data.notes_per_record (" in native
-    Path("native.yaml").write_text(native)
-    assert command("train", "native.yaml")[0] == 0
     for name in ("train/loss", "validation/loss", "validation/full_val/loss", "validation/bach/loss"):
         first, second = (measured(Path("out") / run, name) for run in ("document", "again"))
         assert first

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.dialects.stlm_generations import G1, G2, G3, parameters
 from tests.dialects.stlm_generations import read as read  # a fixture
 from tests.dialects.stlm_runs import write_texts
-from tests.helpers import measured, refused
+from tests.helpers import measured, refused, train_with_translation
 
 from quintet.config.dialects import dialect_named
 from quintet.config.dialects.back import translate_back
@@ -286,14 +286,8 @@ def test_the_example_trains_by_command_and_its_translation_to_the_same_losses(
     write_texts(tmp_path / "texts.jsonl", 5)
     monkeypatch.chdir(tmp_path)
     file = str(EXAMPLES / f"{name}.yaml")
-    code, out, err = command("train", file)
-    assert code == 0, err
+    out = train_with_translation(command, file, "general.logging.wandb_run_name=again", "# model.num_layers (")
     assert "finished: 20 steps" in out
-    code, native, err = command("translate", file, "general.logging.wandb_run_name=again")
-    assert code == 0, err
-    assert "# model.num_layers (" in native
-    Path("native.yaml").write_text(native)
-    assert command("train", "native.yaml")[0] == 0
     run = {"base": "tiny_stlm", "silu_mlm": "tiny_mlm"}[name]
     first, second = (measured(tmp_path / "out" / one) for one in (run, "again"))
     assert len(first) == 20

@@ -12,7 +12,7 @@ from tests.dialects.conftest import Make, Said, same
 from tests.dialects.tmrc_runs import EXAMPLE, write_dataset
 from tests.dialects.tmrc_runs import base as base  # a fixture
 from tests.dialects.tmrc_runs import dataset as dataset  # a fixture
-from tests.helpers import measured, refused
+from tests.helpers import measured, refused, train_with_translation
 
 from quintet.config.dialects import dialect_named
 from quintet.config.load import Reading, load_run_config
@@ -64,15 +64,9 @@ def test_the_example_trains_by_command_and_its_translation_to_the_same_losses(
     (tmp_path / "data").mkdir()
     write_dataset(tmp_path / "data/algebraic-stack", documents=400)
     monkeypatch.chdir(tmp_path)
-    shorter = "training.train_steps=6"
-    code, out, err = command("train", str(EXAMPLE), shorter)
-    assert code == 0, err
+    line = "layers: 2  # model.n_layer ("
+    out = train_with_translation(command, str(EXAMPLE), "++wandb_log.name=again", line, "training.train_steps=6")
     assert "finished: 6 steps" in out
-    code, native, err = command("translate", str(EXAMPLE), shorter, "++wandb_log.name=again")
-    assert code == 0, err
-    assert "layers: 2  # model.n_layer (" in native
-    Path("native.yaml").write_text(native)
-    assert command("train", "native.yaml")[0] == 0
     first, second = (measured(tmp_path / "out" / name) for name in ("tmrc_log", "again"))
     assert len(first) == 6
     assert first == second
